@@ -1,0 +1,107 @@
+"""Feature alignment: a 3x3 deformable convolution whose nine taps follow the regressed box, before the class tower.
+
+Boxes come in as XYXY in stride units relative to their own location, so (-4, -4, 4, 4) is a box of eight cells around it.
+The offsets are a function of the box; two back-ends compute the same convolution with the same parameters.
+"""
+
+import torch
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
+
+# Regular positions (dy, dx) of the nine taps, row-major as in a 3x3 kernel: (9, 2).
+_TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
+
+
+class GeometricOffsets(nn.Module):
+    """Taps at the centres of the 3x3 equal parts of the box; no parameters."""
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """Offsets (N, 18, H, W) in cells, (dy, dx) of each tap, from boxes (N, 4, H, W)."""
+        x1, y1, x2, y2 = boxes.unbind(dim=1)
+        center = torch.stack(((y1 + y2) / 2, (x1 + x2) / 2), dim=1).unsqueeze(1)  # (N, 1, 2, H, W)
+        third = torch.stack(((y2 - y1) / 3, (x2 - x1) / 3), dim=1).unsqueeze(1)
+        taps = _TAPS.to(boxes).view(1, 9, 2, 1, 1)
+        return (center + taps * (third - 1)).flatten(1, 2)
+
+
+class LearnedOffsets(nn.Module):
+    """A 1x1 convolution from the four sides of the box to the offsets (FoveaBox's feature alignment)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 18, 1, bias=False)
+        nn.init.normal_(self.conv.weight, std=0.1)
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """Offsets (N, 18, H, W) in cells, (dy, dx) of each tap, from boxes (N, 4, H, W)."""
+        return self.conv(boxes)
+
+
+class AlignConv(nn.Module):
+    """Deformable 3x3 convolution guided by boxes, then ReLU.
+
+    Args:
+        channels: of input and output.
+        offsets: module from boxes (N, 4, H, W) to offsets (N, 18, H, W).
+        backend: ``torchvision``, ``grid_sample`` or ``auto``: grid_sample on the CPU, where it is faster and uses all
+            cores, torchvision's op elsewhere.
+
+    Raises:
+        ValueError: unknown back-end.
+    """
+
+    def __init__(self, channels: int, offsets: nn.Module, backend: str = "auto"):
+        super().__init__()
+        if backend not in ("auto", "torchvision", "grid_sample"):
+            raise ValueError(f"the alignment's back-end is auto, torchvision or grid_sample, not {backend}")
+        self.backend = backend
+        self.offsets = offsets
+        self.conv = Conv2d(channels, channels, 3, padding=1, bias=False)  # holds the weight; never called itself
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Aligned features.
+
+        Args:
+            features: (N, C, H, W).
+            boxes: (N, 4, H, W) XYXY in stride units relative to each location.
+
+        Returns:
+            (N, C, H, W) float32 (float64 for float64 input). The op exists in no shorter type.
+        """
+        backend = self.backend
+        if backend == "auto":
+            backend = "grid_sample" if features.device.type == "cpu" else "torchvision"
+        convolve = deform_conv2d_grid_sample if backend == "grid_sample" else _deform_conv2d_torchvision
+        with torch.autocast(features.device.type, enabled=False):
+            weight = self.conv.weight
+            offsets = self.offsets(boxes.to(weight.dtype))
+            return F.relu(convolve(features.to(weight.dtype), offsets, weight))
+
+
+def _deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    return deform_conv2d(x, offsets, weight, padding=1)
+
+
+def deform_conv2d_grid_sample(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Deformable 3x3 convolution (padding 1, no bias) by sampling at the nine taps and one matrix product.
+
+    Exactly :func:`torchvision.ops.deform_conv2d`: bilinear, zero outside the map, differentiable in all arguments.
+
+    Args:
+        x: (N, C, H, W).
+        offsets: (N, 18, H, W) in cells, (dy, dx) of each tap, row-major.
+        weight: (O, C, 3, 3).
+
+    Returns:
+        (N, O, H, W).
+    """
+    n, c, h, w = x.shape
+    rows = torch.arange(h, device=x.device, dtype=x.dtype).view(h, 1)
+    cols = torch.arange(w, device=x.device, dtype=x.dtype).view(1, w)
+    taps = offsets.view(n, 9, 2, h, w) + _TAPS.to(x).view(1, 9, 2, 1, 1)
+    # grid_sample's coordinates with align_corners=False: cell i is at (2i + 1) / size - 1.
+    grid = torch.stack(((2 * (cols + taps[:, :, 1]) + 1) / w - 1, (2 * (rows + taps[:, :, 0]) + 1) / h - 1), dim=-1)
+    columns = F.grid_sample(x, grid.view(n, 9 * h, w, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (weight.flatten(1) @ columns.view(n, c * 9, h * w)).view(n, -1, h, w)

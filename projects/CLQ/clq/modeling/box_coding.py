@@ -1,0 +1,105 @@
+"""Box coders: what the regression branch predicts, and the boxes it means.
+
+A coder decodes any layout: predictions (..., C), anchors (..., 4) and strides (...) broadcast against each other. Boxes
+are XYXY. Pixels with the real anchors and strides; with the unit anchor of :func:`unit_anchor` and stride 1 the same
+call gives boxes in stride units relative to their location, which is what alignment needs.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from clq.modeling.losses import distribution_focal_loss
+
+# Width and height change by at most this factor either way (R-CNN's max ratio; both sides, as MMDetection does).
+_MAX_LOG_RATIO = math.log(1000.0 / 16.0)
+
+
+def unit_anchor(anchor_scale: float, device: torch.device | None = None) -> Tensor:
+    """(4,) the square anchor in stride units, centred on its location."""
+    half = anchor_scale / 2
+    return torch.tensor([-half, -half, half, half], device=device)
+
+
+class DeltaCoder:
+    """R-CNN's deltas: shift of the centre over the anchor's size, and log ratio of the sizes, each times a weight.
+
+    ``encode`` and ``decode`` are inverse to each other for boxes of positive size within a factor 62.5 of the anchor.
+    Unlike Detectron2's Box2BoxTransform, shrinking is clamped like growing, and any leading shape decodes.
+
+    Args:
+        weights: of (dx, dy, dw, dh); the inverse of the standard deviations in MMDetection's terms.
+    """
+
+    num_channels = 4
+
+    def __init__(self, weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)):
+        self.weights = tuple(weights)
+
+    def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Boxes (..., 4) XYXY in the units of ``anchors``, from deltas (..., 4); ``strides`` are not needed here."""
+        dx, dy, dw, dh = _to_float32(pred).unbind(-1)
+        wx, wy, ww, wh = self.weights
+        center, size = _center_size(anchors)
+        center = center + torch.stack((dx / wx, dy / wy), -1) * size
+        log_ratio = torch.stack((dw / ww, dh / wh), -1).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        half = 0.5 * size * log_ratio.exp()
+        return torch.cat((center - half, center + half), -1)
+
+    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Deltas (..., 4) that decode to ``boxes`` (..., 4), both box tensors in the same units."""
+        center, size = _center_size(boxes)
+        anchor_center, anchor_size = _center_size(anchors)
+        deltas = torch.cat(((center - anchor_center) / anchor_size, (size / anchor_size).log()), -1)
+        return deltas * deltas.new_tensor(self.weights)
+
+    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """Deltas are trained through the decoded box alone."""
+        return {}
+
+
+class DistributionCoder:
+    """GFL's general distribution: each side's distance from the anchor's centre is the mean of a softmax over bins.
+
+    Args:
+        reg_max: n, the last bin, in strides; each side has bins 0 ... n.
+    """
+
+    def __init__(self, reg_max: int = 16):
+        self.reg_max = reg_max
+        self.num_channels = 4 * (reg_max + 1)
+
+    def probabilities(self, pred: Tensor) -> Tensor:
+        """(..., 4, n + 1) softmax over the bins of left, top, right and bottom, from logits (..., 4 (n + 1))."""
+        return _to_float32(pred).unflatten(-1, (4, self.reg_max + 1)).softmax(-1)
+
+    def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Boxes (..., 4) XYXY in the units of ``anchors``, from logits (..., 4 (n + 1)) and strides (...)."""
+        probabilities = self.probabilities(pred)
+        bins = torch.arange(self.reg_max + 1, device=pred.device, dtype=probabilities.dtype)
+        ltrb = (probabilities @ bins) * torch.as_tensor(strides, device=pred.device).unsqueeze(-1)
+        center, _ = _center_size(anchors)
+        return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
+
+    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+        """Distances ltrb (..., 4) in strides, clamped to [0, n - 0.1] so that both neighbouring bins exist."""
+        center, _ = _center_size(anchors)
+        ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1) / strides.unsqueeze(-1)
+        return ltrb.clamp(0, self.reg_max - 0.1)
+
+    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """``loss_dfl`` (P,): distribution focal loss, averaged over the four sides, for P positives."""
+        target = self.encode(boxes, anchors, strides)
+        logits = pred.unflatten(-1, (4, self.reg_max + 1))
+        return {"loss_dfl": distribution_focal_loss(logits.flatten(0, 1), target.flatten()).view(-1, 4).mean(-1)}
+
+
+def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (..., 2) and size (..., 2) of XYXY boxes (..., 4)."""
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
+    return (top_left + bottom_right) * 0.5, bottom_right - top_left
+
+
+def _to_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

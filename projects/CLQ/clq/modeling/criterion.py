@@ -1,0 +1,139 @@
+"""From predictions and targets to losses: the one loss of all rows.
+
+Legend: N images, R locations over all levels, K classes, P positives.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
+
+from clq.modeling.quality import box_iou_matched, centerness
+from clq.modeling.scoring import LogScore, ScoreRule
+
+
+class Targets(NamedTuple):
+    """What a batch is trained towards.
+
+    Attributes:
+        image, location: (P,) int64 each, where the positives are.
+        gt_boxes: (P, 4) XYXY pixels of their ground truths.
+        gt_classes: (P,) int64.
+        valid: (N, R) bool, False on the padding of the batch, which takes no part in any loss.
+        num_pos: scalar float32, the sum over images of max(positives, 1), on this rank.
+    """
+
+    image: Tensor
+    location: Tensor
+    gt_boxes: Tensor
+    gt_classes: Tensor
+    valid: Tensor
+    num_pos: Tensor
+
+
+def weigh_by_centerness(score: LogScore, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """(P,) ATSS: centerness of each positive's anchor (P, 4) in its ground truth (P, 4)."""
+    return centerness(anchors, gt_boxes)
+
+
+def weigh_by_score(score: LogScore, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """(P,) GFL: the largest score over the classes, without gradient, from the score (P, K) that is trained."""
+    return score.log_p.detach().amax(dim=1).exp()
+
+
+class DetectionLoss:
+    r"""Class loss on the final score, GIoU on the decoded box, and the quality branch's binary cross entropy.
+
+    Class and quality losses are divided by the number of positives; the box losses by the same, or, where positives are
+    weighted, by the sum of the weights. Normalisers are averaged over ranks and at least 1. The keys of the losses do not
+    depend on the batch, and a batch without objects gives every prediction a gradient of zero.
+
+    Args:
+        score: which score is trained.
+        coder: decodes boxes; may add its own loss (``loss_dfl``).
+        class_loss: elementwise loss of (LogScore, target), both (N, R, K).
+        soft_target: a positive's class target is :math:`\mathrm{IoU}^\alpha` of its decoded box (no gradient), else 1.
+        quality: the quality branch's target; None without the branch.
+        box_weight: weight (P,) of each positive in the box losses, from (its score, anchor, ground truth); None: 1.
+        box_loss_weight: of GIoU.
+        coder_loss_weight: of the coder's own loss.
+        quality_loss_weight: of the quality's BCE.
+    """
+
+    def __init__(
+        self,
+        score: ScoreRule,
+        coder,
+        class_loss: Callable[[LogScore, Tensor], Tensor],
+        *,
+        soft_target: bool,
+        quality=None,
+        box_weight: Callable[[LogScore, Tensor, Tensor], Tensor] | None = None,
+        box_loss_weight: float = 1.0,
+        coder_loss_weight: float = 0.25,
+        quality_loss_weight: float = 1.0,
+    ):
+        self.score = score
+        self.coder = coder
+        self.class_loss = class_loss
+        self.soft_target = soft_target
+        self.quality = quality
+        self.box_weight = box_weight
+        self.box_loss_weight = box_loss_weight
+        self.coder_loss_weight = coder_loss_weight
+        self.quality_loss_weight = quality_loss_weight
+
+    def __call__(self, predictions, targets: Targets, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """Scalar losses, float32: ``loss_cls``, ``loss_box``, with a branch ``loss_quality``, and the coder's own.
+
+        Args:
+            predictions: flattened :class:`~clq.modeling.head.Predictions`.
+            targets: :class:`Targets`.
+            anchors: (R, 4) XYXY pixels.
+            strides: (R,) pixels.
+        """
+        cls_logits, box_pred, quality_logits = predictions
+        pos = targets.image, targets.location
+        anchors, strides, box_pred = anchors[targets.location], strides[targets.location], box_pred[pos]
+        boxes = self.coder.decode(box_pred, anchors, strides)
+        num_pos = mean_over_ranks(targets.num_pos)
+
+        score = self.score.trained(cls_logits, quality_logits)
+        losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
+
+        box_losses = {"loss_box": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
+        for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
+            box_losses[name] = loss * self.coder_loss_weight
+        if self.box_weight is None:
+            weight, norm = 1.0, num_pos
+        else:
+            weight = self.box_weight(LogScore(*(x[pos] for x in score)), anchors, targets.gt_boxes)
+            norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
+        losses.update((name, (loss * weight).sum() / norm) for name, loss in box_losses.items())
+
+        if self.quality is not None:
+            quality_logits = quality_logits[pos].squeeze(-1).float()
+            target = self.quality.target(boxes, targets.gt_boxes, anchors)
+            bce = F.binary_cross_entropy_with_logits(quality_logits, target, reduction="sum")
+            losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
+        return losses
+
+    def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
+        target = torch.zeros_like(score.log_p)
+        value = box_iou_matched(boxes, targets.gt_boxes) ** self.score.alpha if self.soft_target else 1.0
+        target[targets.image, targets.location, targets.gt_classes] = value
+        return (self.class_loss(score, target) * targets.valid.unsqueeze(-1)).sum()
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """A scalar without gradient, averaged over all ranks."""
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return x
+    x = x.clone()
+    torch.distributed.all_reduce(x)
+    return x / world_size

@@ -1,0 +1,228 @@
+"""The meta-architecture ``CLQ``: one dense detector whose row of parts is chosen by the config.
+
+Legend: N images, L levels, R locations over all levels, K classes, M ground truths of one image.
+"""
+
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from clq.data.datasets import resolve_num_classes
+from clq.errors import UserError
+from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_score
+from clq.modeling.head import DenseHead, Predictions
+from clq.modeling.losses import focal_loss, quality_focal_loss
+from clq.modeling.matcher import ATSSMatcher
+from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.quality import Centerness, PredictedIoU
+from clq.modeling.scoring import ScoreRule
+
+
+@META_ARCH_REGISTRY.register()
+class CLQ(DenseDetector):
+    """One-stage detector; CLQ, ATSS, GFL and their ablations differ in the arguments alone.
+
+    Args:
+        backbone: with FPN; must follow Detectron2's backbone interface.
+        head: from features to :class:`~clq.modeling.head.Predictions`.
+        head_in_features: names of the FPN levels, fine to coarse.
+        anchor_generator: one anchor per location, on the head's levels.
+        matcher: from grids and ground truths to matched indices (:class:`~clq.modeling.matcher.ATSSMatcher`).
+        loss: from predictions and targets to the dict of losses.
+        selector: from predictions of one image to its detections.
+        pixel_mean, pixel_std: see :class:`DenseDetector`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        head_in_features: list[str],
+        anchor_generator: nn.Module,
+        matcher: ATSSMatcher,
+        loss: DetectionLoss,
+        selector: DetectionSelector,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
+        self.anchor_generator = anchor_generator
+        self.matcher = matcher
+        self.loss = loss
+        self.selector = selector
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """The row of parts that a config names.
+
+        Raises:
+            UserError: a part or a setting of one that does not exist.
+        """
+        c = cfg.MODEL.CLQ
+        backbone = build_backbone(cfg)
+        shapes = [backbone.output_shape()[f] for f in c.IN_FEATURES]
+        strides = [s.stride for s in shapes]
+        coder = _choose(
+            "BOX.CODING",
+            c.BOX.CODING,
+            delta=partial(DeltaCoder, c.BOX.WEIGHTS),
+            distribution=partial(DistributionCoder, c.BOX.REG_MAX),
+        )
+        quality = _choose(
+            "QUALITY.NAME",
+            c.QUALITY.NAME,
+            none=lambda: None,
+            centerness=Centerness,
+            iou=partial(PredictedIoU, c.QUALITY.ALPHA, c.QUALITY.TARGET),
+        )
+        score = ScoreRule(quality.alpha, quality.joint) if quality else ScoreRule()
+        return {
+            "backbone": backbone,
+            "head": _build_head(cfg, shapes, coder, quality is not None),
+            "head_in_features": c.IN_FEATURES,
+            "anchor_generator": DefaultAnchorGenerator(
+                sizes=[[c.ANCHOR_SCALE * s] for s in strides],
+                aspect_ratios=[[1.0]],
+                strides=strides,
+                offset=c.ANCHOR_OFFSET,
+            ),
+            "matcher": ATSSMatcher(c.TOPK, c.ANCHOR_SCALE, c.ANCHOR_OFFSET),
+            "loss": _build_loss(cfg, coder, quality, score),
+            "selector": DetectionSelector(
+                score, coder, c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH, cfg.TEST.DETECTIONS_PER_IMAGE
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward_training(
+        self, images: ImageList, features: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Losses of a batch; see :class:`~clq.modeling.criterion.DetectionLoss`."""
+        anchors = Boxes.cat(self.anchor_generator(features)).tensor
+        grid_sizes = [tuple(f.shape[-2:]) for f in features]
+        strides = torch.cat([anchors.new_full((h * w,), s) for (h, w), s in zip(grid_sizes, self.strides, strict=True)])
+        targets = self._assign(images, grid_sizes, gt_instances)
+        return self.loss(predictions.flatten(), targets, anchors, strides)
+
+    @torch.no_grad()
+    def _assign(self, images: ImageList, grid_sizes: list[tuple[int, int]], gt_instances: list[Instances]) -> Targets:
+        """Matches every image to the part of the batch's grids that it covers itself."""
+        valid_sizes = self._valid_sizes(images.image_sizes, grid_sizes)
+        gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
+        matched_idxs, _ = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)
+        image, location = (matched_idxs >= 0).nonzero(as_tuple=True)
+        first = torch.tensor([0] + [len(b) for b in gt_boxes[:-1]], device=image.device).cumsum(0)
+        index = matched_idxs[image, location] + first[image]
+        return Targets(
+            image=image,
+            location=location,
+            gt_boxes=torch.cat(gt_boxes)[index],
+            gt_classes=torch.cat([x.gt_classes for x in gt_instances])[index],
+            valid=_covered(grid_sizes, valid_sizes.to(image.device)),
+            num_pos=(matched_idxs >= 0).sum(dim=1).clamp(min=1).sum().float(),
+        )
+
+    def _valid_sizes(self, image_sizes: list[tuple[int, int]], grid_sizes: list[tuple[int, int]]) -> Tensor:
+        """(N, L, 2) rows and columns of each level within the image's own size rounded up to the backbone's padding."""
+        multiple = max(self.backbone.size_divisibility, 1)
+        padded = (torch.tensor([tuple(s) for s in image_sizes]) + multiple - 1) // multiple * multiple  # (N, 2)
+        strides = torch.tensor(self.strides).view(1, -1, 1)
+        return ((padded[:, None] + strides - 1) // strides).minimum(torch.tensor(grid_sizes))
+
+    def forward_inference(self, images: ImageList, features: list[Tensor], predictions: Predictions) -> list[Instances]:
+        """Detections of each image, in pixels of the network's input."""
+        anchors = [a.tensor for a in self.anchor_generator(features)]
+        return [
+            self.selector(predictions.of_image(i), anchors, self.strides, size)
+            for i, size in enumerate(images.image_sizes)
+        ]
+
+
+def _build_head(cfg: CfgNode, shapes: list, coder, quality: bool) -> DenseHead:
+    c = cfg.MODEL.CLQ
+    channels = shapes[0].channels
+    align = _choose(
+        "ALIGN.NAME",
+        c.ALIGN.NAME,
+        none=lambda: None,
+        learned=lambda: AlignConv(channels, LearnedOffsets(), c.ALIGN.BACKEND),
+        geometric=lambda: AlignConv(channels, GeometricOffsets(), c.ALIGN.BACKEND),
+    )
+    return DenseHead(
+        in_channels=channels,
+        num_levels=len(shapes),
+        num_classes=resolve_num_classes(cfg),
+        coder=coder,
+        anchor_scale=c.ANCHOR_SCALE,
+        num_convs=c.NUM_CONVS,
+        conv_dim=c.CONV_DIM,
+        norm=c.NORM,
+        prior_prob=c.PRIOR_PROB,
+        quality=quality,
+        align=align,
+    )
+
+
+def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss:
+    c = cfg.MODEL.CLQ
+    class_loss = _choose(
+        "CLS.LOSS",
+        c.CLS.LOSS,
+        focal=lambda: partial(focal_loss, alpha=c.CLS.FOCAL_ALPHA, gamma=c.CLS.FOCAL_GAMMA),
+        qfl=lambda: partial(quality_focal_loss, beta=c.CLS.BETA),
+    )
+    box_weight = _choose(
+        "BOX.WEIGHT_BY",
+        c.BOX.WEIGHT_BY,
+        none=lambda: None,
+        centerness=lambda: weigh_by_centerness,
+        score=lambda: weigh_by_score,
+    )
+    return DetectionLoss(
+        score,
+        coder,
+        class_loss,
+        soft_target=c.CLS.LOSS == "qfl",
+        quality=quality,
+        box_weight=box_weight,
+        box_loss_weight=c.BOX.LOSS_WEIGHT,
+        coder_loss_weight=c.BOX.DFL_WEIGHT,
+        quality_loss_weight=c.QUALITY.LOSS_WEIGHT,
+    )
+
+
+def _choose(key: str, name: str, **makers):
+    """Makes the part that a config key names.
+
+    Raises:
+        UserError: there is no part of that name, or it refuses its settings.
+    """
+    if name not in makers:
+        raise UserError(f"MODEL.CLQ.{key}: {name} is not one of {', '.join(makers)}.")
+    try:
+        return makers[name]()
+    except ValueError as e:
+        raise UserError(f"MODEL.CLQ.{key} {name}: {e}.") from e
+
+
+def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:
+    """(N, R) bool: locations within the first (rows, columns) = ``valid_sizes`` (N, L, 2) of each level's grid."""
+    device = valid_sizes.device
+    masks = []
+    for (h, w), valid in zip(grid_sizes, valid_sizes.unbind(dim=1), strict=True):
+        rows = torch.arange(h, device=device) < valid[:, :1]  # (N, H)
+        columns = torch.arange(w, device=device) < valid[:, 1:]  # (N, W)
+        masks.append((rows[:, :, None] & columns[:, None]).flatten(1))
+    return torch.cat(masks, dim=1)

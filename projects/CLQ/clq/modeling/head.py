@@ -1,0 +1,125 @@
+"""The one head of all rows: two towers, shared by all levels, and the branches that a row asks for."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import Conv2d, get_norm
+from torch import Tensor, nn
+
+from clq.modeling.box_coding import unit_anchor
+
+
+class Predictions(NamedTuple):
+    """Raw outputs. From :class:`DenseHead` lists over levels of (N, ., H, W); after :meth:`flatten` (N, R, .).
+
+    Attributes:
+        cls_logits: K channels.
+        box_pred: the coder's channels, the level's scale applied.
+        quality_logits: 1 channel; an empty list / None without a quality branch.
+    """
+
+    cls_logits: list[Tensor] | Tensor
+    box_pred: list[Tensor] | Tensor
+    quality_logits: list[Tensor] | Tensor | None
+
+    def flatten(self) -> "Predictions":
+        """Levels joined into locations: each (N, R, channels), levels in order, row-major within one."""
+        return Predictions(*(_join_levels(x) if x else None for x in self))
+
+    def of_image(self, index: int) -> "Predictions":
+        """One image's share: lists over levels of (R_l, channels), row-major."""
+        return Predictions(*([x[index].flatten(1).transpose(0, 1) for x in levels] for levels in self))
+
+
+def _join_levels(per_level: list[Tensor]) -> Tensor:
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in per_level], dim=1)
+
+
+class DenseHead(nn.Module):
+    """Classification and regression towers with their output convolutions.
+
+    FPN feature -> regression tower -> box prediction (times a learnable scale per level) and quality logit.
+    FPN feature -> alignment with the regressed box, if any -> classification tower -> class logits.
+
+    Args:
+        in_channels: of the FPN.
+        num_levels: levels of the FPN; each has its own scale of the box prediction.
+        num_classes: K.
+        coder: box coder; gives the number of box channels and decodes the boxes that alignment follows.
+        anchor_scale: side of the anchors in strides.
+        num_convs, conv_dim, norm: depth, width and normalisation of the towers.
+        prior_prob: class probability at initialisation.
+        quality: whether there is a quality branch (one 3x3 convolution on the regression tower).
+        align: module from feature (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each location,
+            to the classification tower's input; None for the feature itself. No gradient flows into the boxes.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        coder,
+        anchor_scale: float = 8.0,
+        num_convs: int = 4,
+        conv_dim: int = 256,
+        norm: str = "GN",
+        prior_prob: float = 0.01,
+        quality: bool = True,
+        align: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.coder = coder
+        self.anchor_scale = anchor_scale
+        self.align = align
+        self.cls_tower = _tower(in_channels, conv_dim, num_convs, norm)
+        self.reg_tower = _tower(in_channels, conv_dim, num_convs, norm)
+        out_channels = conv_dim if num_convs else in_channels
+        self.cls_logits = Conv2d(out_channels, num_classes, 3, padding=1)
+        self.box_pred = Conv2d(out_channels, coder.num_channels, 3, padding=1)
+        self.quality_pred = Conv2d(out_channels, 1, 3, padding=1) if quality else None
+        self.scales = nn.Parameter(torch.ones(num_levels))
+        for module in self.modules():
+            if isinstance(module, Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        """Lists over levels: class logits (N, K, H, W), box predictions (N, C, H, W), quality logits (N, 1, H, W)."""
+        out = Predictions([], [], [])
+        for level, feature in enumerate(features):
+            reg = self.reg_tower(feature)
+            # Boxes are float32 from here on, as the losses on them: half a pixel matters.
+            box_pred = self.box_pred(reg).float() * self.scales[level]
+            aligned = feature if self.align is None else self.align(feature, self._relative_boxes(box_pred.detach()))
+            out.cls_logits.append(self.cls_logits(self.cls_tower(aligned)))
+            out.box_pred.append(box_pred)
+            if self.quality_pred is not None:
+                out.quality_logits.append(self.quality_pred(reg))
+        return out
+
+    def _relative_boxes(self, box_pred: Tensor) -> Tensor:
+        """(N, 4, H, W) XYXY boxes in stride units relative to their locations, from box predictions (N, C, H, W)."""
+        anchor = unit_anchor(self.anchor_scale, box_pred.device)
+        return self.coder.decode(box_pred.permute(0, 2, 3, 1), anchor, 1.0).permute(0, 3, 1, 2)
+
+
+def _tower(in_channels: int, channels: int, depth: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            Conv2d(
+                in_channels if i == 0 else channels,
+                channels,
+                3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, channels),
+                activation=nn.functional.relu,
+            )
+            for i in range(depth)
+        )
+    )

@@ -1,0 +1,66 @@
+"""Loss functions. Elementwise, on log scores or logits, in float32 whatever the inputs are; callers reduce.
+
+GIoU is torchvision's and binary cross entropy is torch's: they are called where they are used.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clq.modeling.scoring import LogScore
+
+
+def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Tensor:
+    r"""Quality Focal Loss, :math:`|y - p|^\beta \, \mathrm{BCE}(p, y)` (GFL eq. 5; CLQ eq. 4 with the joint score as p).
+
+    The modulating factor is part of the loss, not a constant: gradients flow through it.
+
+    Args:
+        score: the score p, two tensors of any one shape.
+        target: y in [0, 1], the same shape.
+        beta: >= 1.
+
+    Returns:
+        The loss of each element, in the shape of the score.
+    """
+    log_p, log_not_p = score
+    bce = -(target * log_p + (1 - target) * log_not_p)
+    return (target - log_p.exp()).abs().pow(beta) * bce
+
+
+def focal_loss(score: LogScore, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    r"""Focal loss, :math:`-\alpha_t (1 - p_t)^\gamma \log p_t` (Lin et al. 2017, eq. 5), on a score in log space.
+
+    fvcore's takes logits of one sigmoid; this one takes any score.
+
+    Args:
+        score: the score p, two tensors of any one shape.
+        target: 0 or 1, the same shape.
+        alpha: weight of the positives, 1 - alpha of the negatives.
+        gamma: exponent of the modulating factor.
+
+    Returns:
+        The loss of each element, in the shape of the score.
+    """
+    log_p, log_not_p = score
+    positive = alpha * (gamma * log_not_p).exp() * log_p
+    negative = (1 - alpha) * (gamma * log_p).exp() * log_not_p
+    return -(target * positive + (1 - target) * negative)
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Distribution Focal Loss: cross entropy to the two bins beside the target, weighted by nearness (GFL eq. 6).
+
+    Args:
+        logits: (P, n + 1) of the bins 0 ... n.
+        target: (P,) in [0, n], in units of bins.
+
+    Returns:
+        (P,) loss of each distribution.
+    """
+    log_prob = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    left = target.floor().clamp(max=logits.shape[-1] - 2)  # target n itself is the right neighbour of n - 1
+    right_weight = target - left
+    index = left.long().unsqueeze(-1)
+    log_left, log_right = log_prob.gather(-1, index).squeeze(-1), log_prob.gather(-1, index + 1).squeeze(-1)
+    return -((1 - right_weight) * log_left + right_weight * log_right)

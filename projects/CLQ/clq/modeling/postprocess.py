@@ -1,0 +1,78 @@
+"""From the head's outputs to detections."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from clq.modeling.scoring import ScoreRule
+
+
+@dataclass(frozen=True)
+class DetectionSelector:
+    """Score threshold and top-k per level, decoding of what is left, clipping, class-wise NMS.
+
+    Attributes:
+        score: candidates are filtered by ``score.trained`` and carry ``score.final`` (which differ for ATSS alone).
+        coder: decodes boxes.
+        score_thresh: candidates score above this, in [0, 1).
+        topk_candidates: at most so many per level.
+        nms_thresh: IoU above which the lower of two boxes of a class goes.
+        max_detections: at most so many per image.
+    """
+
+    score: ScoreRule
+    coder: object
+    score_thresh: float = 0.05
+    topk_candidates: int = 1000
+    nms_thresh: float = 0.6
+    max_detections: int = 100
+
+    def __call__(
+        self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
+    ) -> Instances:
+        """Detections of one image, best first.
+
+        Args:
+            predictions: :class:`~clq.modeling.head.Predictions` of one image: lists over levels of (R_l, channels).
+            anchors: per level (R_l, 4) XYXY pixels.
+            strides: per level.
+            image_size: (H, W) of the network's input without padding; boxes are clipped to it.
+
+        Returns:
+            :class:`Instances` with ``pred_boxes``, ``scores`` (final), ``pred_classes`` and, where there is a quality
+            branch, ``cls_scores`` and ``pred_quality``.
+        """
+        cls_logits, box_pred, quality_logits = predictions
+        quality_logits = quality_logits or [None] * len(cls_logits)
+        levels = zip(cls_logits, box_pred, quality_logits, anchors, strides, strict=True)
+        found = Instances.cat([self._candidates(*level, image_size) for level in levels])
+        found.pred_boxes.clip(image_size)
+        found = found[found.pred_boxes.nonempty()]
+        keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
+        return found[keep[: self.max_detections]]
+
+    def _candidates(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
+        # No quality raises a score above the class score, so its logit alone rules out almost everything, at the cost
+        # of one comparison. The margin leaves the verdict on the borderline to the exact score.
+        thresh = max(self.score_thresh, torch.finfo(torch.float32).tiny)
+        location, label = (cls_logits > math.log(thresh / (1 - thresh)) - 1e-3).nonzero(as_tuple=True)
+        logits = cls_logits[location, label].unsqueeze(-1)
+        quality = None if quality_logits is None else quality_logits[location]
+        filter_score = self.score.trained(logits, quality).log_p.squeeze(-1).exp()
+
+        keep = (filter_score > self.score_thresh).nonzero().squeeze(-1)
+        keep = keep[filter_score[keep].argsort(descending=True, stable=True)[: self.topk_candidates]]
+        location, label, logits = location[keep], label[keep], logits[keep]
+        quality = None if quality is None else quality[keep]
+        out = Instances(image_size)
+        out.pred_boxes = Boxes(self.coder.decode(box_pred[location], anchors[location], float(stride)))
+        out.scores = self.score.final(logits, quality).log_p.squeeze(-1).exp()
+        out.pred_classes = label
+        if quality is not None:
+            out.cls_scores = logits.squeeze(-1).float().sigmoid()
+            out.pred_quality = quality.squeeze(-1).float().sigmoid()
+        return out

@@ -1,0 +1,97 @@
+"""The final score of a detection, formed here for training and for inference alike.
+
+Everything is in log space and at least float32: probabilities of a trained detector saturate in single precision, and
+``log(1 - p)`` of a product of two sigmoids cannot be recovered from ``p``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Above this logit log(1 - sigmoid(q)^alpha) equals its asymptote log(alpha) - q to better than float32 resolution.
+_SATURATED = 20.0
+
+
+class LogScore(NamedTuple):
+    """A score p in log space: ``log_p`` = log p and ``log_not_p`` = log(1 - p), of equal shape."""
+
+    log_p: Tensor
+    log_not_p: Tensor
+
+
+def joint_score(cls_logits: Tensor, quality_logits: Tensor | None, alpha: float = 1.0) -> LogScore:
+    r"""Final score :math:`p = \sigma(c)\,\sigma(q)^\alpha` (CLQ eq. 2 and 3).
+
+    The complement is written as a sum of two positive terms, :math:`1 - p = (1 - \sigma(c)) + \sigma(c)(1 - \sigma(q)^\alpha)`,
+    so it keeps its precision and its gradient where p rounds to 1.
+
+    Args:
+        cls_logits: (..., K) class logits c, any float dtype.
+        quality_logits: (..., 1) or (...) quality logits q of the same locations, or None for :math:`p = \sigma(c)`.
+        alpha: exponent of the quality, > 0.
+
+    Returns:
+        :class:`LogScore` of two (..., K) tensors, float32 (float64 for float64 input) whatever autocast says.
+
+    Raises:
+        ValueError: alpha is not positive.
+    """
+    c = _at_least_float32(cls_logits)
+    log_cls, log_not_cls = F.logsigmoid(c), F.logsigmoid(-c)
+    if quality_logits is None:
+        return LogScore(log_cls, log_not_cls)
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    q = _at_least_float32(quality_logits)
+    if q.dim() == c.dim() - 1:
+        q = q.unsqueeze(-1)
+    log_quality = alpha * F.logsigmoid(q)
+    return LogScore(
+        log_cls + log_quality,
+        torch.logaddexp(log_not_cls, log_cls + _log_one_minus_quality(q, log_quality, alpha)),
+    )
+
+
+def _log_one_minus_quality(q: Tensor, log_quality: Tensor, alpha: float) -> Tensor:
+    """log(1 - sigmoid(q)^alpha), given ``log_quality`` = alpha * logsigmoid(q); finite with finite gradients."""
+    saturated = q > _SATURATED
+    x = torch.where(saturated, -1.0, log_quality)
+    # log(1 - e^x) in its two accurate forms; each sees a harmless argument where the other is taken, because the
+    # backward pass of `where` multiplies the gradient of the branch not taken by zero, and 0 * inf is nan.
+    small = x > -math.log(2.0)
+    log1mexp = torch.where(
+        small,
+        torch.log(-torch.expm1(torch.where(small, x, -1.0))),
+        torch.log1p(-torch.exp(torch.where(small, -1.0, x))),
+    )
+    return torch.where(saturated, math.log(alpha) - q, log1mexp)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """Which score is trained and filters candidates, and which one ranks the detections.
+
+    Attributes:
+        alpha: exponent of the quality in the score.
+        joint: the quality takes part in training and in filtering (CLQ, GFLv2). Otherwise the class score alone does,
+            and the quality is multiplied in afterwards, at test only (centerness in ATSS).
+    """
+
+    alpha: float = 1.0
+    joint: bool = True
+
+    def trained(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
+        """The score that the class loss sees, and that candidates are filtered by; shapes as :func:`joint_score`."""
+        return joint_score(cls_logits, quality_logits if self.joint else None, self.alpha)
+
+    def final(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
+        """The score that detections carry and are ranked by; shapes as :func:`joint_score`."""
+        return joint_score(cls_logits, quality_logits, self.alpha)
