@@ -71,7 +71,7 @@ def read_coco_json(dataset_name: str) -> dict:
         raise UserError(f"data set {dataset_name}: it has no COCO json; register it through DATASETS.COCO_JSON.")
     if not os.path.isfile(path):
         raise UserError(f"data set {dataset_name}: its json {path} does not exist; correct the path or put it there.")
-    if not os.path.isdir(images):
+    if not images or not os.path.isdir(images):
         raise UserError(f"data set {dataset_name}: its image folder {images} does not exist; correct the path.")
     try:
         with open(path, encoding="utf-8") as f:
