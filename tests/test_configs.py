@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import clq
+import pytest
+import torch
+import torchvision
+import yaml
+from clq.engine.checkpoint import torchvision_to_detectron2
+from detectron2.modeling import build_backbone, build_model
+
+ROOT = Path(__file__).parents[1] / "configs"
+NAMES = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml"))
+SHRINK = [
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NUM_GROUPS", 1),
+    *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.CLQ.CONV_DIM", 32, "MODEL.CLQ.NUM_CLASSES", 2, "DATASETS.TRAIN", []),
+]
+# The rows, by hand: class loss, weight of GIoU, what weighs it, quality, its exponent where it is used, alignment.
+ROWS = {
+    "ATSS/atss_R_50_FPN_1x": ("focal", 2.0, "centerness", "centerness", None, "none"),
+    "ATSS/atss_R_50_FPN_2x_ms": ("focal", 2.0, "centerness", "centerness", None, "none"),
+    "CLQ/clq_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
+    "CLQ/clq_R_50_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
+    "CLQ/clq_R_101_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
+    "CLQ/clq_X_101_64x4d_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
+    "ablations/clq_wo_lqe_R_50_FPN_1x": ("qfl", 1.0, "none", "none", None, "none"),
+    "ablations/clq_wo_align_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "none"),
+    "ablations/clq_learned_align_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "learned"),
+    "ablations/atss_qfl_R_50_FPN_1x": ("qfl", 2.0, "none", "none", None, "none"),
+    "ablations/atss_lqe_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "none"),
+    "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
+}
+ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
+MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
+# Neighbours of the ablation tables and the only keys in which they may differ.
+STEPS = [
+    (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),
+    ("ablations/atss_qfl_R_50_FPN_1x", "ablations/atss_lqe_R_50_FPN_1x", {"QUALITY.NAME"}),
+    ("ablations/atss_lqe_R_50_FPN_1x", "ablations/atss_clq_R_50_FPN_1x", {"ALIGN.NAME"}),
+    ("ablations/atss_clq_R_50_FPN_1x", CLQ, {"BOX.LOSS_WEIGHT"}),
+    ("ablations/clq_wo_lqe_R_50_FPN_1x", "ablations/clq_wo_align_R_50_FPN_1x", {"QUALITY.NAME"}),
+    ("ablations/clq_wo_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
+    ("ablations/clq_learned_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
+]
+
+
+def load(name, *opts):
+    return clq.setup_cfg(str(ROOT / name), ["MODEL.DEVICE", "cpu", *opts])
+
+
+def flat(node, prefix=""):
+    keys = {}
+    for name, value in node.items():
+        keys.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return keys
+
+
+def differing(one, other):
+    a, b = flat(load(one + ".yaml")), flat(load(other + ".yaml"))
+    return {key for key in a.keys() | b.keys() if a[key] != b[key]}
+
+
+def scalars(value):
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from scalars(item)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_plain_yaml(name):
+    text = (ROOT / name).read_text()
+    assert not any(token.id == "<tag>" for token in yaml.scan(text))
+    for value in scalars(yaml.safe_load(text)):
+        assert isinstance(value, (str, int, float))
+        # Detectron2 evaluates "(800,)" and the like; a plain list needs no evaluation.
+        assert not str(value).startswith(("(", "[", "{", "eval"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_with_random_weights(name):
+    cfg = load(name, *SHRINK)
+    model = build_model(cfg)
+    c = cfg.MODEL.CLQ
+    assert (model.head.quality_pred is None) == (c.QUALITY.NAME == "none")
+    assert (model.head.align is None) == (c.ALIGN.NAME == "none")
+    assert model.strides == [2 ** int(level[1:]) for level in c.IN_FEATURES]
+
+
+def test_base_has_the_designs_numbers():
+    cfg = load("Base-Dense-R50-FPN.yaml")
+    assert cfg.MODEL.META_ARCHITECTURE == "CLQ"
+    assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    assert list(cfg.MODEL.PIXEL_MEAN) == [123.675, 116.28, 103.53]
+    assert list(cfg.MODEL.PIXEL_STD) == [58.395, 57.12, 57.375]
+    assert cfg.INPUT.FORMAT == "RGB"
+    r = cfg.MODEL.RESNETS
+    assert (r.DEPTH, r.NORM, r.STRIDE_IN_1X1, cfg.MODEL.BACKBONE.FREEZE_AT) == (50, "FrozenBN", False, 2)
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 256
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
+    i = cfg.INPUT
+    assert (i.MIN_SIZE_TRAIN, i.MAX_SIZE_TRAIN, i.MIN_SIZE_TEST, i.MAX_SIZE_TEST) == ((800,), 1333, 800, 1333)
+    assert i.RANDOM_FLIP == "horizontal"
+    s = cfg.SOLVER
+    assert (s.IMS_PER_BATCH, s.BASE_LR, s.MOMENTUM, s.WEIGHT_DECAY) == (16, 0.01, 0.9, 1e-4)
+    assert (s.STEPS, s.MAX_ITER, s.GAMMA) == ((60000, 80000), 90000, 0.1)
+    assert (s.WARMUP_METHOD, s.WARMUP_ITERS, s.WARMUP_FACTOR) == ("linear", 500, 0.001)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+
+
+def test_defaults_have_the_designs_numbers():
+    c = load("Base-Dense-R50-FPN.yaml").MODEL.CLQ
+    assert (c.NUM_CLASSES, c.ANCHOR_SCALE, c.ANCHOR_OFFSET, c.TOPK) == (-1, 8.0, 0.0, 9)
+    assert (c.NUM_CONVS, c.CONV_DIM, c.NORM, c.PRIOR_PROB) == (4, 256, "GN", 0.01)
+    assert (c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH) == (0.05, 1000, 0.6)
+    assert (c.CLS.BETA, c.CLS.FOCAL_ALPHA, c.CLS.FOCAL_GAMMA) == (2.0, 0.25, 2.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row(name):
+    cfg = load(name + ".yaml")
+    c = cfg.MODEL.CLQ
+    loss, weight, weight_by, quality, alpha, align = ROWS[name]
+    assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
+    assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
+    assert (c.BOX.CODING, c.QUALITY.LOSS_WEIGHT) == ("delta", 1.0)
+    assert alpha is None or alpha == c.QUALITY.ALPHA
+    if name.endswith("2x_ms"):
+        assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
+        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ((480, 800), "range")
+
+
+def test_every_row_is_checked():
+    kept_elsewhere = {n for n in NAMES if n.startswith("sample/")} | {"Base-Dense-R50-FPN.yaml"}
+    assert set(NAMES) - kept_elsewhere == {f"{name}.yaml" for name in ROWS}
+
+
+@pytest.mark.parametrize("one, other, keys", STEPS)
+def test_an_ablation_changes_nothing_else(one, other, keys):
+    assert differing(one, other) == {f"MODEL.CLQ.{key}" for key in keys}
+
+
+@pytest.mark.parametrize(
+    "one, other, keys",
+    [
+        (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
+        (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("CLQ/clq_R_50_FPN_2x_ms", "CLQ/clq_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),
+        (
+            "CLQ/clq_R_101_FPN_2x_ms",
+            "CLQ/clq_X_101_64x4d_FPN_2x_ms",
+            {"MODEL.WEIGHTS", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"},
+        ),
+    ],
+)
+def test_a_longer_or_larger_one_changes_nothing_else(one, other, keys):
+    assert differing(one, other) == keys
+
+
+@pytest.mark.parametrize(
+    "name, body",
+    [
+        ("Base-Dense-R50-FPN", "resnet50"),
+        ("CLQ/clq_R_101_FPN_2x_ms", "resnet101"),
+        ("CLQ/clq_X_101_64x4d_FPN_2x_ms", "resnext101_64x4d"),
+    ],
+)
+def test_body_is_the_one_of_its_weights(name, body):
+    """Weight for weight and shape for shape torchvision's model of that name (on the meta device: no memory)."""
+    cfg = load(name + ".yaml")
+    assert cfg.MODEL.WEIGHTS.startswith("detectron2://") or f"torchvision://{body}" == cfg.MODEL.WEIGHTS
+    with torch.device("meta"):
+        ours = build_backbone(cfg).bottom_up.state_dict()
+        theirs = torchvision_to_detectron2(getattr(torchvision.models, body)(weights=None).state_dict())
+    prefix = "backbone.bottom_up."
+    assert {prefix + k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
