@@ -1,6 +1,7 @@
 """Data sets named in the config: registration, class names, and the number of classes a model needs."""
 
 import difflib
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -58,21 +59,39 @@ def _parse_entry(entry: Mapping[str, str]) -> list[str]:
     return [entry[key] for key in _KEYS]
 
 
-def read_coco_json(dataset_name: str) -> dict:
-    """The parsed json of a registered COCO-format data set, whose image folder exists.
+def is_declared(dataset_name: str) -> bool:
+    """Whether a data set comes from ``DATASETS.COCO_JSON`` (else: from Detectron2, or from code)."""
+    return dataset_name in _registered
+
+
+def require_files(dataset_name: str) -> tuple[str, str]:
+    """The json and the image folder of a COCO-format data set.
 
     Raises:
-        UserError: unknown data set, no COCO json behind it, missing json or image folder, invalid json, no categories.
+        UserError: unknown data set, no COCO json behind it, missing json, missing image folder.
     """
     require_known(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     path, images = metadata.get("json_file"), metadata.get("image_root")
-    if path is None:
+    if not path or not images:
         raise UserError(f"data set {dataset_name}: it has no COCO json; register it through DATASETS.COCO_JSON.")
+    fix = "DATASETS.COCO_JSON" if is_declared(dataset_name) else "the environment variable DETECTRON2_DATASETS"
     if not os.path.isfile(path):
-        raise UserError(f"data set {dataset_name}: its json {path} does not exist; correct the path or put it there.")
-    if not images or not os.path.isdir(images):
-        raise UserError(f"data set {dataset_name}: its image folder {images} does not exist; correct the path.")
+        raise UserError(f"data set {dataset_name}: its json {path} does not exist; put it there or correct {fix}.")
+    if not os.path.isdir(images):
+        raise UserError(
+            f"data set {dataset_name}: its image folder {images} does not exist; put it there or correct {fix}."
+        )
+    return path, images
+
+
+def read_coco_json(dataset_name: str) -> dict:
+    """The parsed json of a registered COCO-format data set.
+
+    Raises:
+        UserError: see :func:`require_files`; invalid json, or one without categories.
+    """
+    path, _ = require_files(dataset_name)
     try:
         with open(path, encoding="utf-8") as f:
             data = json.load(f)
@@ -114,16 +133,21 @@ def class_names(dataset_name: str) -> list[str]:
         UserError: see :func:`read_coco_json`.
     """
     require_known(dataset_name)
-    names = MetadataCatalog.get(dataset_name).get("thing_classes")
-    if names is None:
-        if MetadataCatalog.get(dataset_name).get("json_file") is None:  # registered by the user's own code
-            DatasetCatalog.get(dataset_name)
-            names = MetadataCatalog.get(dataset_name).get("thing_classes")
-            if names is None:
-                raise UserError(f"data set {dataset_name}: set thing_classes in its MetadataCatalog entry.")
-        else:
-            names = [c["name"] for c in sorted(read_coco_json(dataset_name)["categories"], key=lambda c: c["id"])]
-    return list(names)
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("thing_classes") is None and metadata.get("json_file") is not None:
+        path, _ = require_files(dataset_name)
+        return list(_read_names(dataset_name, path, os.stat(path).st_mtime_ns))
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(dataset_name)  # registered by code, which may set them as it loads
+    if metadata.get("thing_classes") is None:
+        raise UserError(f"data set {dataset_name}: set thing_classes in its MetadataCatalog entry.")
+    return list(metadata.thing_classes)
+
+
+@functools.lru_cache(maxsize=64)  # asked for several times in a run; a file of COCO's size takes seconds
+def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
+    """Names by category id; ``path`` and ``modified`` (ns) say which content of the data set's json is meant."""
+    return tuple(c["name"] for c in sorted(read_coco_json(dataset_name)["categories"], key=lambda c: c["id"]))
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:

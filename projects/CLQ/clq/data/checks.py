@@ -1,0 +1,206 @@
+"""What is wrong with a data set, found before training rather than hours into it."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from clq.data.datasets import class_names, is_declared, read_coco_json, require_files, require_known
+from clq.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+IMAGES_TRIED = 8  # files looked for, spread over the data set: a wrong folder misses all of them
+EVALUATION_KEYS = ("area", "iscrowd")  # of annotations: pycocotools fails without them, and only after training
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the checks leave to be judged by a data set's use.
+
+    Attributes:
+        num_images: images listed.
+        boxes_per_image: image id -> boxes that can be learnt or found: with an area, no crowd.
+        unevaluable: why COCOEvaluator would fail; empty if it would not.
+    """
+
+    num_images: int
+    boxes_per_image: Counter
+    unevaluable: str
+
+
+def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
+    """Checks the data sets that a config names, once each.
+
+    Every one must have its files, unique ids, known categories and finite boxes, and the same classes in the same order
+    as the first; a training set, at least one box. Logged as warnings, with counts: boxes without an area (Detectron2
+    drops them in training; as ground truth nothing can find them), boxes that leave their image (it clips them), and
+    more objects in an image than ``TEST.DETECTIONS_PER_IMAGE``. Of Detectron2's own data sets only the existence of the
+    files is checked; of those that code registered without a json, nothing but the classes.
+
+    Args:
+        cfg: config with ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        splits: which of the two.
+
+    Raises:
+        UserError: the first thing found that would stop or spoil training or evaluation.
+    """
+    summaries: dict[str, Summary | None] = {}
+    for split in splits:
+        if not cfg.DATASETS[split]:
+            raise UserError(f"DATASETS.{split} is empty; name a data set, for example one from DATASETS.COCO_JSON.")
+        for name in cfg.DATASETS[split]:
+            if name not in summaries:
+                summaries[name] = _check_one(name)
+            _check_classes(next(iter(summaries)), name)
+            if (summary := summaries[name]) is not None:
+                _check_use(name, split, summary, cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def _check_one(name: str) -> Summary | None:
+    require_known(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file") is None:
+        return None
+    if metadata.get("thing_classes") is not None and not is_declared(name):  # published, and COCO takes a while to read
+        require_files(name)
+        return None
+    data = read_coco_json(name)
+    _check_records(name, "category", data["categories"], ("id", "name"))
+    for key in ("images", "annotations"):
+        if not isinstance(data.get(key), list):
+            raise UserError(f'data set {name}: {metadata.json_file} has no list under "{key}"; it is not COCO json.')
+    _check_images(name, data["images"], metadata.image_root)
+    return _check_annotations(name, data)
+
+
+def _check_records(name: str, kind: str, records: list, keys: Sequence[str]) -> None:
+    """Each record has these keys, the first of them ``id``, and no id comes twice."""
+    for i, record in enumerate(records):
+        if not isinstance(record, dict) or not all(key in record for key in keys):
+            raise UserError(f"data set {name}: {kind} number {i + 1} in its json lacks one of {', '.join(keys)}.")
+    (most, count), *_ = Counter(r["id"] for r in records).most_common(1) or [(None, 0)]
+    if count > 1:
+        raise UserError(f"data set {name}: {kind} id {most} occurs {count} times in its json; ids must be unique.")
+
+
+def _check_images(name: str, images: list[dict], folder: str) -> None:
+    _check_records(name, "image", images, ("id", "file_name", "width", "height"))
+    if not images:
+        raise UserError(f"data set {name}: its json lists no image.")
+    for i in np.unique(np.linspace(0, len(images) - 1, IMAGES_TRIED).astype(int)):
+        path = os.path.join(folder, images[i]["file_name"])
+        if not os.path.isfile(path):
+            raise UserError(
+                f"data set {name}: image {path} does not exist; file_name in the json is relative to the image folder."
+            )
+
+
+def _check_annotations(name: str, data: dict) -> Summary:
+    annotations = data["annotations"]
+    _check_records(name, "annotation", annotations, ("id", "image_id", "category_id", "bbox"))
+    known = {c["id"] for c in data["categories"]}
+    for a in annotations:
+        if a["category_id"] not in known:
+            raise UserError(
+                f"data set {name}: annotation {a['id']} has category_id {a['category_id']}, not a category."
+            )
+        if a.get("ignore"):
+            raise UserError(
+                f'data set {name}: annotation {a["id"]} has "ignore"; use "iscrowd": 1 for regions to skip.'
+            )
+    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
+    listed = [a for a in annotations if a["image_id"] in sizes]
+    if len(listed) < len(annotations):
+        lost = next(a for a in annotations if a["image_id"] not in sizes)
+        _warn(name, len(annotations) - len(listed), "of images that are not listed", lost["id"])
+    good = _check_boxes(name, listed, np.array([sizes[a["image_id"]] for a in listed], dtype=float).reshape(-1, 2))
+    return Summary(
+        num_images=len(sizes),
+        boxes_per_image=Counter(
+            a["image_id"] for a, ok in zip(listed, good, strict=True) if ok and not a.get("iscrowd")
+        ),
+        unevaluable=_unevaluable(annotations),
+    )
+
+
+def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
+    """Which boxes have an area, (M,) bool; ``sizes`` is the (width, height) of each one's image, (M, 2)."""
+    for a in annotations:
+        if not isinstance(a["bbox"], list) or len(a["bbox"]) != 4:
+            raise UserError(f"data set {name}: annotation {a['id']} has bbox {a['bbox']}, not [x, y, width, height].")
+    try:
+        boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"data set {name}: a bbox in its json is not of numbers: {e}.") from e
+    infinite = ~np.isfinite(boxes).all(axis=1)
+    if infinite.any():
+        first = annotations[infinite.argmax()]
+        raise UserError(f"data set {name}: annotation {first['id']} has bbox {first['bbox']}; correct or remove it.")
+    good = (boxes[:, 2:] > 0).all(axis=1)
+    outside = good & ((boxes[:, :2] < -1) | (boxes[:, :2] + boxes[:, 2:] > sizes + 1)).any(axis=1)
+    if not good.all():
+        _warn(
+            name,
+            (~good).sum(),
+            "without an area: not trained on, but counted as missed if evaluated",
+            annotations[good.argmin()]["id"],
+        )
+    if outside.any():
+        _warn(
+            name,
+            outside.sum(),
+            "beyond their image by over 1 px (bbox is [x, y, width, height])",
+            annotations[outside.argmax()]["id"],
+        )
+    return good
+
+
+def _warn(name: str, count: int, what: str, first: object) -> None:
+    logger.warning("data set %s: %d box(es) %s; the first is annotation %s", name, count, what, first)
+
+
+def _unevaluable(annotations: list[dict]) -> str:
+    for a in annotations:
+        for key in EVALUATION_KEYS:
+            if key not in a:
+                default = "width * height of the box" if key == "area" else "0"
+                return f'annotation {a["id"]} has no "{key}", which COCO evaluation needs; add it ({default})'
+        if a["id"] == 0:
+            return "annotation id 0 would never count as found in COCO evaluation; number annotations from 1"
+    return ""
+
+
+def _check_classes(first: str, name: str) -> None:
+    ours, theirs = class_names(name), class_names(first)
+    if ours == theirs:
+        return
+    only = sorted(map(str, set(ours) ^ set(theirs)))
+    why = f"{', '.join(only[:5])} {'is' if len(only) == 1 else 'are'} in one only" if only else "their order differs"
+    raise UserError(
+        f"data sets {first} ({len(theirs)} classes) and {name} ({len(ours)}) must have the same categories in the "
+        f"same order of id: {why}."
+    )
+
+
+def _check_use(name: str, split: str, summary: Summary, detections_per_image: int) -> None:
+    if split == "TRAIN":
+        if not summary.boxes_per_image:
+            raise UserError(f"data set {name}: none of its {summary.num_images} images has a box to train on.")
+        return
+    if summary.unevaluable:
+        raise UserError(f"data set {name}: {summary.unevaluable}.")
+    image_id, most = max(summary.boxes_per_image.items(), key=lambda item: item[1], default=(None, 0))
+    if most > detections_per_image:
+        logger.warning(
+            "data set %s: image %s holds %d objects, TEST.DETECTIONS_PER_IMAGE is %d: raise it to find them all",
+            name,
+            image_id,
+            most,
+            detections_per_image,
+        )
