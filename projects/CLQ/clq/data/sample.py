@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from clq.data.tiling import MIN_VISIBLE, boxes_in_window, split_at, tile_starts
+from clq.engine.launch import run_cli
 from clq.errors import UserError
 
 PACKAGE = "deepforest==2.1.0"
@@ -213,11 +214,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="datasets/sample", help="folder to make (default: %(default)s)")
     output = parser.parse_args(args).output
-    try:
-        made = prepare(output)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    made = prepare(output)
     print(f"{output}: {'made' if made else 'complete already'}")
     for part in ("train", "val"):
         content = json.loads(Path(output, f"{part}.json").read_text())
@@ -225,4 +222,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -1,0 +1,40 @@
+"""Shared by the data tests: catalogs as they were before, and a small data set on disk."""
+
+import json
+
+import clq  # noqa: F401  (first: it lets Detectron2 import)
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    """Takes out again what a test registered."""
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """``make(name, categories=..., **changes)`` writes a one-image COCO data set and returns its config entry.
+
+    The image is 20 x 10 and has the id 5. ``changes`` replace whole lists of the json; None takes a list out.
+    """
+
+    def write(name, categories=((7, "dog"), (3, "cat")), **changes):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / "a.png").touch()
+        box = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+        content = {
+            "categories": [{"id": i, "name": n} for i, n in categories],
+            "images": [{"id": 5, "file_name": "a.png", "width": 20, "height": 10}],
+            "annotations": [{**box, "category_id": categories[0][0]}],
+        }
+        content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return {"name": name, "json": str(tmp_path / f"{name}.json"), "images": str(tmp_path / "images")}
+
+    return write

@@ -1,0 +1,135 @@
+"""Registration, class names and number of classes, by the messages a user reads."""
+
+import pytest
+from clq.config import setup_cfg
+from clq.data.datasets import class_names, register_coco_json, resolve_num_classes
+from clq.errors import UserError
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+
+
+def test_registered_data_set_loads_with_contiguous_classes_in_order_of_id(make, tmp_path):
+    register_coco_json([make("pets")])
+    assert class_names("pets") == ["cat", "dog"]
+    (record,) = DatasetCatalog.get("pets")
+    assert record["file_name"] == str(tmp_path / "images" / "a.png")
+    assert [(a["category_id"], a["bbox"]) for a in record["annotations"]] == [(1, [1, 2, 3, 4])]  # dog, id 7
+
+
+def test_registering_needs_no_file_and_expands_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    register_coco_json(
+        [
+            {"name": "later", "json": "$PETS/later.json", "images": "~/pictures"},
+            {"name": "relative", "json": "relative.json", "images": "pictures"},
+        ]
+    )
+    monkeypatch.chdir("/")
+    later, relative = MetadataCatalog.get("later"), MetadataCatalog.get("relative")
+    assert (later.json_file, later.image_root) == (f"{tmp_path}/later.json", f"{tmp_path}/home/pictures")
+    assert (relative.json_file, relative.image_root) == (f"{tmp_path}/relative.json", f"{tmp_path}/pictures")
+
+
+def test_registering_again_keeps_the_same_and_replaces_the_changed(make):
+    entry = make("pets")
+    register_coco_json([entry])
+    DatasetCatalog.get("pets")  # fills the metadata, which the evaluator needs later
+    register_coco_json([entry])
+    assert MetadataCatalog.get("pets").thing_classes == ["cat", "dog"]
+    other = make("other", categories=((1, "bird"),))
+    register_coco_json([{**other, "name": "pets"}])
+    assert class_names("pets") == ["bird"]
+    assert len(DatasetCatalog.get("pets")) == 1
+
+
+def test_evaluator_reads_the_json_as_it_is_now(make, tmp_path):
+    register_coco_json([make("pets")])
+    COCOEvaluator("pets", output_dir=str(tmp_path / "out"))
+    make("pets", categories=((3, "cat"), (7, "dog"), (9, "emu")))
+    evaluator = COCOEvaluator("pets", output_dir=str(tmp_path / "out"))
+    assert sorted(evaluator._coco_api.cats) == [3, 7, 9]
+
+
+def test_class_names_follow_the_file(make):
+    register_coco_json([make("pets")])
+    assert class_names("pets") == ["cat", "dog"]
+    make("pets", categories=((1, "bird"),))
+    assert class_names("pets") == ["bird"]
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ([{"name": "coco_2017_val", "json": "a", "images": "b"}], "coco_2017_val is a data set that Detectron2 has"),
+        ([{"name": "x", "json": "a"}], "keys name, json and images; got name, json"),
+        ([{"name": "x", "json": "a", "images": "b", "root": "c"}], "got name, json, images, root"),
+        (["x"], "got 'x'"),
+        ([{"name": "x", "json": "", "images": "b"}], "json must be a non-empty string; got ''"),
+        ([{"name": "x", "json": "a", "images": "b"}, {"name": "x", "json": "c", "images": "b"}], "x is given twice"),
+    ],
+)
+def test_bad_entries_are_refused_and_nothing_is_registered(entries, message):
+    with pytest.raises(UserError, match=message):
+        register_coco_json([{"name": "fine", "json": "a", "images": "b"}, *entries])
+    assert "fine" not in DatasetCatalog
+
+
+def test_messages_of_unreadable_data_sets(make, tmp_path):
+    entry = make("pets_train")
+    register_coco_json([entry])
+    with pytest.raises(UserError, match=r"no data set pets_trian; did you mean pets_train.*DATASETS.COCO_JSON"):
+        class_names("pets_trian")
+    for content, message in [("{oops", "pets_train.json is not valid json"), ("{}", "has no categories")]:
+        (tmp_path / "pets_train.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            class_names("pets_train")
+    (tmp_path / "images" / "a.png").unlink()
+    (tmp_path / "images").rmdir()
+    with pytest.raises(UserError, match=f"image folder {tmp_path}/images does not exist"):
+        class_names("pets_train")
+    (tmp_path / "pets_train.json").unlink()
+    with pytest.raises(UserError, match=f"json {tmp_path}/pets_train.json does not exist"):
+        class_names("pets_train")
+
+
+def test_data_set_registered_by_code_tells_its_classes_as_it_loads():
+    def load():
+        MetadataCatalog.get("by_code").thing_classes = ["a", "b"]
+        return []
+
+    DatasetCatalog.register("by_code", load)
+    assert class_names("by_code") == ["a", "b"]
+
+
+def config(train, num_classes, entries=()):
+    opts = {"COCO_JSON": list(entries), "TRAIN": train}
+    opts = [word for key, value in opts.items() for word in (f"DATASETS.{key}", repr(value))]
+    return setup_cfg(None, [*opts, "MODEL.CLQ.NUM_CLASSES", str(num_classes)])
+
+
+def test_number_of_classes_comes_from_the_training_set(make):
+    entry = make("pets")
+    assert resolve_num_classes(config(("pets",), -1, [entry])) == 2
+    assert resolve_num_classes(config(("pets",), 2, [entry])) == 2
+    assert resolve_num_classes(config(("coco_2017_train",), -1)) == 80  # from metadata: no file is there
+
+
+def test_explicit_number_stands_where_the_training_set_cannot_be_read():
+    assert resolve_num_classes(config((), 4)) == 4
+    assert resolve_num_classes(config(("elsewhere",), 4)) == 4
+
+
+@pytest.mark.parametrize(
+    "train, num_classes, message",
+    [
+        (("coco_2017_train",), 79, "NUM_CLASSES is 79 but data set coco_2017_train has 80 classes; set it to -1 or 80"),
+        ((), -1, "NUM_CLASSES is -1 and DATASETS.TRAIN is empty; set either"),
+        (("elsewhere",), -1, "NUM_CLASSES is -1, .*no data set elsewhere"),
+        ((), 0, "NUM_CLASSES 0: must be at least 1, or -1"),
+    ],
+)
+def test_wrong_numbers_of_classes(train, num_classes, message):
+    with pytest.raises(UserError, match=message):
+        resolve_num_classes(config(train, num_classes))
