@@ -109,8 +109,10 @@ def test_classes_must_agree_by_name_and_order_not_by_id(make):
 
 def test_empty_and_unknown_splits(make):
     with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
-        check([make("train")], [])
-    check([make("train")], [], splits=("TRAIN",))
+        check([make("train")], [], splits=("TEST",))
+    check([make("train")], [])  # training without evaluation
+    with pytest.raises(UserError, match=r"DATASETS\.TRAIN is empty"):
+        check([], [make("val")])
     with pytest.raises(UserError, match="no data set nowhere"):
         check([make("train")], ["nowhere"])
 

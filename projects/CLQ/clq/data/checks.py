@@ -4,13 +4,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from clq.data.datasets import class_names, is_declared, read_coco_json, require_files, require_known
+from clq.data.datasets import class_names, is_declared, names_by_id, read_coco_json, require_files, require_known
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,14 +24,16 @@ class Summary:
     """What the checks leave to be judged by a data set's use.
 
     Attributes:
-        num_images: images listed.
+        classes: names, in the order of the model's outputs.
+        num_images: images listed; None where the contents were not read, and the rest says nothing.
         boxes_per_image: image id -> boxes that can be learnt or found: with an area, no crowd.
         unevaluable: why COCOEvaluator would fail; empty if it would not.
     """
 
-    num_images: int
-    boxes_per_image: Counter
-    unevaluable: str
+    classes: list[str]
+    num_images: int | None = None
+    boxes_per_image: Counter = field(default_factory=Counter)
+    unevaluable: str = ""
 
 
 def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
@@ -50,26 +52,28 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
     Raises:
         UserError: the first thing found that would stop or spoil training or evaluation.
     """
-    summaries: dict[str, Summary | None] = {}
+    summaries: dict[str, Summary] = {}
     for split in splits:
-        if not cfg.DATASETS[split]:
+        if not cfg.DATASETS[split] and (
+            split == "TRAIN" or "TRAIN" not in splits
+        ):  # training may go without a test set
             raise UserError(f"DATASETS.{split} is empty; name a data set, for example one from DATASETS.COCO_JSON.")
         for name in cfg.DATASETS[split]:
             if name not in summaries:
                 summaries[name] = _check_one(name)
-            _check_classes(next(iter(summaries)), name)
-            if (summary := summaries[name]) is not None:
-                _check_use(name, split, summary, cfg.TEST.DETECTIONS_PER_IMAGE)
+            _check_classes(summaries, next(iter(summaries)), name)
+            if summaries[name].num_images is not None:
+                _check_use(name, split, summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
-def _check_one(name: str) -> Summary | None:
+def _check_one(name: str) -> Summary:
     require_known(name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None:
-        return None
+        return Summary(class_names(name))
     if metadata.get("thing_classes") is not None and not is_declared(name):  # published, and COCO takes a while to read
         require_files(name)
-        return None
+        return Summary(class_names(name))
     data = read_coco_json(name)
     _check_records(name, "category", data["categories"], ("id", "name"))
     for key in ("images", "annotations"):
@@ -121,6 +125,7 @@ def _check_annotations(name: str, data: dict) -> Summary:
         _warn(name, len(annotations) - len(listed), "of images that are not listed", lost["id"])
     good = _check_boxes(name, listed, np.array([sizes[a["image_id"]] for a in listed], dtype=float).reshape(-1, 2))
     return Summary(
+        classes=names_by_id(data),
         num_images=len(sizes),
         boxes_per_image=Counter(
             a["image_id"] for a, ok in zip(listed, good, strict=True) if ok and not a.get("iscrowd")
@@ -176,8 +181,8 @@ def _unevaluable(annotations: list[dict]) -> str:
     return ""
 
 
-def _check_classes(first: str, name: str) -> None:
-    ours, theirs = class_names(name), class_names(first)
+def _check_classes(summaries: dict[str, Summary], first: str, name: str) -> None:
+    ours, theirs = summaries[name].classes, summaries[first].classes
     if ours == theirs:
         return
     only = sorted(map(str, set(ours) ^ set(theirs)))

@@ -147,7 +147,12 @@ def class_names(dataset_name: str) -> list[str]:
 @functools.lru_cache(maxsize=64)  # asked for several times in a run; a file of COCO's size takes seconds
 def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
     """Names by category id; ``path`` and ``modified`` (ns) say which content of the data set's json is meant."""
-    return tuple(c["name"] for c in sorted(read_coco_json(dataset_name)["categories"], key=lambda c: c["id"]))
+    return tuple(names_by_id(read_coco_json(dataset_name)))
+
+
+def names_by_id(data: dict) -> list[str]:
+    """Class names of parsed COCO json, in the order of category ids, which Detectron2 makes the order of outputs."""
+    return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:
