@@ -51,7 +51,9 @@ def _add_model(cfg: CfgNode) -> None:
     c.CLS.FOCAL_GAMMA = 2.0
 
     c.QUALITY = CfgNode()
-    c.QUALITY.NAME = "iou"  # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
+    c.QUALITY.NAME = (
+        "iou"  # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
+    )
     c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha; also the exponent of the class target
     c.QUALITY.LOSS_WEIGHT = 1.0  # of the branch's BCE (eq. 1)
     c.QUALITY.TARGET = "pred_box"  # whose IoU the LQE learns: pred_box (decoded, no gradient) | anchor
@@ -69,14 +71,14 @@ def _add_training(cfg: CfgNode) -> None:
     # Data sets of your own, registered by name for every script: [{name: ..., json: ..., images: ...}]
     cfg.DATASETS.COCO_JSON = []
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD | AdamW
-    # Images per batch that BASE_LR is meant for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH. 0: BASE_LR.
+    # Images a batch that BASE_LR is meant for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH. 0: BASE_LR.
     cfg.SOLVER.REFERENCE_BATCH = 16
     cfg.SOLVER.AMP.DTYPE = "auto"  # auto (CUDA: fp16 with loss scaling, CPU: bf16) | fp16 | bf16
 
     aug = cfg.INPUT.AUG = CfgNode()  # on top of Detectron2's resizing, INPUT.CROP and INPUT.RANDOM_FLIP
     aug.COLOR = 0.0  # brightness, contrast and saturation each scaled by a factor within 1 -+ this
-    aug.SCALE = [1.0, 1.0]  # with CROP: zoom drawn from this range (log-uniform) before the crop
-    aug.CROP = []  # [height, width] cut at random from the zoomed image, padded where it is smaller; empty: off
+    aug.SCALE = [1.0, 1.0]  # zoom drawn from this range (log-uniform), before the crop
+    aug.CROP = []  # [height, width] cut at random from the zoomed image, padded where it is smaller; empty: all of it
     aug.ROTATE90 = False  # a random quarter turn: for images without an up, such as aerial ones
     aug.FLIP_VERTICAL = False
 

@@ -12,7 +12,7 @@ from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# MMDetection's names of an ATSS or GFL head and of its FPN -> ours. The scales are joined into one parameter afterwards.
+# MMDetection's names of an ATSS or GFL head and of its FPN -> ours. Scales are joined into one parameter afterwards.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),

@@ -1,6 +1,6 @@
 """Feature alignment: a 3x3 deformable convolution whose nine taps follow the regressed box, before the class tower.
 
-Boxes come in as XYXY in stride units relative to their own location, so (-4, -4, 4, 4) is a box of eight cells around it.
+Boxes come in as XYXY in stride units relative to their own location: (-4, -4, 4, 4) spans eight cells around it.
 The offsets are a function of the box; two back-ends compute the same convolution with the same parameters.
 """
 
@@ -68,20 +68,23 @@ class AlignConv(nn.Module):
             boxes: (N, 4, H, W) XYXY in stride units relative to each location.
 
         Returns:
-            (N, C, H, W) float32 (float64 for float64 input). The op exists in no shorter type.
+            (N, C, H, W). Sampling is in the weight's type, float32, whatever autocast says; the product of samples and
+            weight is in autocast's where the back-end lets it.
         """
         backend = self.backend
         if backend == "auto":
             backend = "grid_sample" if features.device.type == "cpu" else "torchvision"
-        convolve = deform_conv2d_grid_sample if backend == "grid_sample" else _deform_conv2d_torchvision
-        with torch.autocast(features.device.type, enabled=False):
-            weight = self.conv.weight
+        convolve = deform_conv2d_grid_sample if backend == "grid_sample" else deform_conv2d_torchvision
+        weight = self.conv.weight
+        with torch.autocast(features.device.type, enabled=False):  # half a cell matters
             offsets = self.offsets(boxes.to(weight.dtype))
-            return F.relu(convolve(features.to(weight.dtype), offsets, weight))
+        return F.relu(convolve(features.to(weight.dtype), offsets, weight))
 
 
-def _deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    return deform_conv2d(x, offsets, weight, padding=1)
+def deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """:func:`torchvision.ops.deform_conv2d` outside autocast, whose short types the op does not have everywhere."""
+    with torch.autocast(x.device.type, enabled=False):
+        return deform_conv2d(x, offsets, weight, padding=1)
 
 
 def deform_conv2d_grid_sample(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:

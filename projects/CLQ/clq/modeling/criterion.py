@@ -49,8 +49,8 @@ class DetectionLoss:
     r"""Class loss on the final score, GIoU on the decoded box, and the quality branch's binary cross entropy.
 
     Class and quality losses are divided by the number of positives; the box losses by the same, or, where positives are
-    weighted, by the sum of the weights. Normalisers are averaged over ranks and at least 1. The keys of the losses do not
-    depend on the batch, and a batch without objects gives every prediction a gradient of zero.
+    weighted, by the sum of the weights. Normalisers are averaged over ranks and at least 1. The keys of the losses do
+    not depend on the batch, and a batch without objects gives every prediction a gradient of zero.
 
     Args:
         score: which score is trained.

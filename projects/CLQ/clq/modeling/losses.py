@@ -11,7 +11,7 @@ from clq.modeling.scoring import LogScore
 
 
 def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Tensor:
-    r"""Quality Focal Loss, :math:`|y - p|^\beta \, \mathrm{BCE}(p, y)` (GFL eq. 5; CLQ eq. 4 with the joint score as p).
+    r"""Quality Focal Loss, :math:`|y - p|^\beta \, \mathrm{BCE}(p, y)` (GFL eq. 5; CLQ eq. 4: p is the joint score).
 
     The modulating factor is part of the loss, not a constant: gradients flow through it.
 

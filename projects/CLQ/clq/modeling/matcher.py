@@ -2,8 +2,8 @@
 
 Anchors lie on grids. The k cells of a level nearest to a point are found from the point alone: sort the columns and the
 rows by distance; the cell in the i-th nearest column and the j-th nearest row has i * j - 1 others at least as near, so
-only cells with i * j <= k can be among the k nearest. For k = 9 that leaves 23 of them, whatever the level's size, wherever
-the point lies. Cost and memory are O(M L k) for M ground truths on L levels, for a whole batch at once.
+only cells with i * j <= k can be among the k nearest. For k = 9 that leaves 23 of them, whatever the level's size,
+wherever the point lies. Cost and memory are O(M L k) for M ground truths on L levels, for a whole batch at once.
 
 Legend: N images, L levels, R locations over all levels, T ground truths over all images, k = topk, C candidates.
 """
@@ -43,8 +43,8 @@ def match_atss(
         center_offset: anchors are centred on ((x + offset) * stride, (y + offset) * stride).
 
     Returns:
-        ``matched_idxs`` (R,) int64, the matched ground truth or -1, and ``matched_ious`` (R,) float32, the IoU of anchor
-        and match, 0 where there is none.
+        ``matched_idxs`` (R,) int64, the matched ground truth or -1, and ``matched_ious`` (R,) float32, the IoU of
+        anchor and match, 0 where there is none.
     """
     matcher = ATSSMatcher(topk=topk, anchor_scale=anchor_scale, center_offset=center_offset)
     matched_idxs, matched_ious = matcher(grid_sizes, strides, [gt_boxes])
@@ -140,8 +140,8 @@ class ATSSMatcher:
     def _resolve(locations: Tensor, ious: Tensor, positive: Tensor, num_locations: int) -> Tensor:
         """(num_locations,) the winner of each location, as an integer that orders by IoU, then by lower ground truth.
 
-        The high half holds the IoU's bits, the low half the complement of the ground truth's index among the T; -1 where
-        nobody claims the location.
+        The high half holds the IoU's bits, the low half the complement of the ground truth's index among the T; -1
+        where nobody claims the location.
         """
         rank = 0xFFFFFFFF - torch.arange(len(ious), device=ious.device)[:, None, None]
         claim = torch.where(positive, (ious.view(torch.int32).long() << 32) | rank, -1)

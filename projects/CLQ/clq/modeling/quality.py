@@ -10,7 +10,7 @@ def box_iou_matched(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    r"""Centerness of the anchors' centres, :math:`\sqrt{\frac{\min(l,r)}{\max(l,r)} \frac{\min(t,b)}{\max(t,b)}}` (FCOS).
+    r"""Centerness of the anchors' centres, :math:`\sqrt{\frac{\min(l, r) \min(t, b)}{\max(l, r) \max(t, b)}}` (FCOS).
 
     Args:
         anchors: (P, 4) XYXY, the centres inside the ground truths.

@@ -26,7 +26,7 @@ class LogScore(NamedTuple):
 def joint_score(cls_logits: Tensor, quality_logits: Tensor | None, alpha: float = 1.0) -> LogScore:
     r"""Final score :math:`p = \sigma(c)\,\sigma(q)^\alpha` (CLQ eq. 2 and 3).
 
-    The complement is written as a sum of two positive terms, :math:`1 - p = (1 - \sigma(c)) + \sigma(c)(1 - \sigma(q)^\alpha)`,
+    The complement is a sum of two positive terms, :math:`1 - p = (1 - \sigma(c)) + \sigma(c)(1 - \sigma(q)^\alpha)`,
     so it keeps its precision and its gradient where p rounds to 1.
 
     Args:

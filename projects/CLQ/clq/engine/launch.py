@@ -1,0 +1,39 @@
+"""Starting a script: processes, and mistakes of the user in one readable line instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from detectron2.engine import launch
+from torch.multiprocessing import ProcessExitedException
+
+from clq.errors import UserError
+
+
+def run_cli(main: Callable, *args) -> None:
+    """Calls ``main(*args)`` and exits: with what it returns if that is an int, with 2 and one line for a UserError."""
+    try:
+        status = main(*args)
+    except UserError as e:
+        print(f"{sys.argv[0]}: {e}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def launch_cli(main: Callable, args) -> None:
+    """:func:`run_cli` in as many processes as Detectron2's ``--num-gpus``, ``--num-machines`` ask for.
+
+    Args:
+        main: called as ``main(args)`` in each process.
+        args: of :func:`detectron2.engine.default_argument_parser`.
+    """
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        found = torch.cuda.device_count()
+        print(
+            f"{sys.argv[0]}: --num-gpus {args.num_gpus}, but this machine has {found}; ask for fewer.", file=sys.stderr
+        )
+        sys.exit(2)
+    try:
+        launch(run_cli, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
+    except ProcessExitedException as e:  # a process has said why already
+        sys.exit(e.exit_code)

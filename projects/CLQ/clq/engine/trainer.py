@@ -1,0 +1,150 @@
+"""Detectron2's DefaultTrainer with this project's checkpointer, optimizers and mixed precision on any device."""
+
+import logging
+import os
+import time
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from clq import compat
+from clq.data.mapper import build_train_mapper
+from clq.engine.checkpoint import Checkpointer
+from clq.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains any meta-architecture of a config, evaluates with COCO's metrics."""
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer.__init__ in its own order, but for the classes of step and checkpointer, which it hard-codes.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        ddp = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp)
+        self._trainer = build_step(cfg, model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict | None:
+        """Runs the training; returns the last evaluation's results on the main process."""
+        super().train()
+        return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's, with weights in the memory format that convolutions are fastest in."""
+        return super().build_model(cfg).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """``SOLVER.OPTIMIZER`` with Detectron2's parameter groups, gradient clipping, and :func:`learning_rate`."""
+        lr, s = learning_rate(cfg), cfg.SOLVER
+        kinds = {
+            "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
+            "AdamW": (torch.optim.AdamW, {}),
+        }
+        if s.OPTIMIZER not in kinds:
+            raise UserError(f"SOLVER.OPTIMIZER: {s.OPTIMIZER} is not one of {', '.join(kinds)}.")
+        kind, kwargs = kinds[s.OPTIMIZER]
+        params = get_default_optimizer_params(
+            model,
+            base_lr=lr,
+            weight_decay_norm=s.WEIGHT_DECAY_NORM,
+            bias_lr_factor=s.BIAS_LR_FACTOR,
+            weight_decay_bias=s.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's loader with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
+        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """COCO's box metrics, over as many detections an image as the detector may return (COCO: 100)."""
+        return COCOEvaluator(
+            dataset_name,
+            tasks=("bbox",),
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            use_fast_impl=compat.has_compiled_ops(),
+            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+
+
+def learning_rate(cfg: CfgNode) -> float:
+    """``SOLVER.BASE_LR`` scaled linearly from ``SOLVER.REFERENCE_BATCH`` images to ``SOLVER.IMS_PER_BATCH``; logged."""
+    base, batch, reference = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH
+    if reference <= 0:
+        logger.info("Learning rate %g: SOLVER.BASE_LR as it is (SOLVER.REFERENCE_BATCH is 0)", base)
+        return base
+    lr = base * batch / reference
+    logger.info("Learning rate %g = SOLVER.BASE_LR %g x %d images a batch / %d", lr, base, batch, reference)
+    return lr
+
+
+def build_step(cfg: CfgNode, model: nn.Module, loader, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
+    """The training step: single precision, or autocast as ``SOLVER.AMP`` says."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, loader, optimizer)
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    name, device = cfg.SOLVER.AMP.DTYPE, torch.device(cfg.MODEL.DEVICE).type
+    if name == "auto":
+        name = "fp16" if device == "cuda" else "bf16"
+    if name not in dtypes:
+        raise UserError(f"SOLVER.AMP.DTYPE: {name} is not one of auto, {', '.join(dtypes)}.")
+    return AutocastTrainer(model, loader, optimizer, device, dtypes[name])
+
+
+class AutocastTrainer(SimpleTrainer):
+    """Detectron2's AMPTrainer for any device and dtype; float16 with loss scaling.
+
+    Args:
+        model, data_loader, optimizer: as in :class:`SimpleTrainer`.
+        device: type of the model's device.
+        dtype: of the autocast region.
+    """
+
+    def __init__(self, model: nn.Module, data_loader, optimizer, device: str, dtype: torch.dtype):
+        super().__init__(model, data_loader, optimizer)
+        self.device, self.dtype = device, dtype
+        self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        """One step; gradients are unscaled before the optimizer clips them."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device, self.dtype):
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        self._write_metrics(loss_dict, data_time)
+        self.grad_scaler.unscale_(self.optimizer)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

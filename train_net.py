@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Train a detector, resume its training, or evaluate it. Arguments are those of Detectron2's own train_net.py.
+
+train_net.py --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --num-gpus 8
+train_net.py --config-file ... --resume
+train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+import clq
+from clq.data.checks import check_datasets
+from clq.data.datasets import resolve_num_classes
+from clq.engine.checkpoint import Checkpointer
+from clq.engine.launch import launch_cli
+from clq.engine.trainer import Trainer
+from detectron2.engine import default_argument_parser, default_setup
+
+
+def setup(args):
+    """The frozen config, with the number of classes filled in, so that the saved copy needs no training set."""
+    cfg = clq.setup_cfg(args.config_file, args.opts)
+    check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    if cfg.MODEL.META_ARCHITECTURE == "CLQ":
+        cfg.MODEL.CLQ.NUM_CLASSES = resolve_num_classes(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR, strict=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    launch_cli(main, default_argument_parser().parse_args())
