@@ -13,11 +13,14 @@ from clq.engine.checkpoint import Checkpointer
 from clq.engine.launch import launch_cli
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 
 def setup(args):
     """The frozen config, with the number of classes filled in, so that the saved copy needs no training set."""
     cfg = clq.setup_cfg(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup sets up Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if cfg.MODEL.META_ARCHITECTURE == "CLQ":
         cfg.MODEL.CLQ.NUM_CLASSES = resolve_num_classes(cfg)
