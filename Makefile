@@ -1,0 +1,47 @@
+# The environment and the everyday commands. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+SAMPLE := configs/sample/clq_sample.yaml
+OUT := output/sample
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test lint doctor requirements
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+.venv: .venv/installed  ## make the environment (PYTHON=python3.12 for another Python; 3.10 to 3.13)
+
+# The stamp is written last, so an interrupted installation is taken up again, and nothing is done twice. Where there is
+# no uv, or one too old to read pyproject.toml, the venv gets its own.
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo '$(PYTHON) is not Python 3.10 to 3.13: name one that is, as in `make .venv PYTHON=python3.11`.'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ echo 'This Python cannot make a venv; on Debian: apt-get install python3-venv.'; rm -rf .venv; exit 1; }
+	@printf 'uv 0.8.10\n%s\n' "$$(uv --version 2>/dev/null)" | sort -VC || test -x $(BIN)/uv || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8.10'
+	@PATH="$(BIN):$$PATH" uv pip install --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -e .
+	@touch $@
+
+demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, evaluate it, draw what it finds
+	@$(BIN)/python -m clq.data.sample --output datasets/sample
+	@$(BIN)/python train_net.py --config-file $(SAMPLE) OUTPUT_DIR $(OUT)
+	@$(BIN)/python tools/plot_detections.py --config-file $(SAMPLE) --output $(OUT)/pictures \
+		MODEL.WEIGHTS $(OUT)/model_final.pth > $(OUT)/pictures.log 2>&1 || { cat $(OUT)/pictures.log; exit 1; }
+	@echo 'pictures    $(OUT)/pictures'
+	@echo 'metrics     $(OUT)/metrics.json, $(OUT)/inference/coco_instances_results.json'
+	@echo 'checkpoint  $(OUT)/model_final.pth'
+
+test: .venv/installed  ## run the tests
+	@$(BIN)/python -m pytest tests
+
+lint: .venv/installed  ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+doctor: .venv/installed  ## say what is installed, whether it works, and how to mend what does not
+	@$(BIN)/python -m clq.doctor
+
+requirements:  ## pin requirements*.in anew, for every supported Python
+	@for f in requirements requirements-dev; do UV_CUSTOM_COMPILE_COMMAND='make requirements' uv pip compile --quiet \
+		--upgrade --universal --python-version 3.10 --generate-hashes $$f.in -o $$f.txt > /dev/null || exit 1; done
