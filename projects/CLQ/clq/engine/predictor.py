@@ -80,7 +80,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
 def find_images(inputs: Sequence[str]) -> list[str]:
     """Paths of the images that files, folders and patterns name, in that order, each once.
 
-    A folder gives its image files (by suffix), without those of its subfolders, by name; a pattern the files it matches.
+    A folder gives its image files (by suffix, not those of its subfolders), a pattern the files it matches, sorted.
 
     Raises:
         UserError: one of the inputs gives nothing.

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Detect objects in image files: annotated pictures and, with --json, COCO-style results.
+
+    demo.py --config-file output/sample/config.yaml --input photo.jpg folder "more/*.png" --output pictures
+            --opts MODEL.WEIGHTS output/sample/model_final.pth
+
+Exit status: 0, or 1 if an image could not be read (it is named and skipped), or 2 for a mistake in the call.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import clq
+from clq.engine.drawing import draw_detections
+from clq.engine.launch import run_cli
+from clq.engine.predictor import Predictor, find_categories, find_images, picture_names, read_image, to_json
+from clq.errors import UserError
+from detectron2.data.detection_utils import convert_image_to_rgb
+from PIL import Image
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="of the detector; training leaves it in OUTPUT_DIR")
+    parser.add_argument("--input", nargs="+", required=True, help="image files, folders (not recursive), patterns")
+    parser.add_argument("--output", required=True, help="folder for the pictures, each named as its image")
+    parser.add_argument("--json", help="file for the results: final score, class score and predicted IoU of each box")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.3,
+        help="final score from which a detection is drawn and written (default: %(default)s; the detector itself drops "
+        "those below MODEL.CLQ.SCORE_THRESH)",
+    )
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
+    return parser.parse_args(argv)
+
+
+def setup(args):
+    """The frozen config and the images, after everything in the call has been checked."""
+    if not 0 <= args.confidence_threshold <= 1:
+        raise UserError(f"--confidence-threshold {args.confidence_threshold}: must be within 0 and 1.")
+    paths = find_images(args.input)
+    cfg = clq.setup_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(args.output) for path in paths):
+        raise UserError(f"--output {args.output}: holds images of --input, which would be overwritten; choose another.")
+    for folder in (args.output, os.path.dirname(args.json or "")):
+        try:
+            os.makedirs(folder or ".", exist_ok=True)
+        except OSError as e:
+            raise UserError(f"{folder}: this folder cannot be made ({e.strerror}); choose another.") from e
+    return cfg, paths
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cfg, paths = setup(args)
+    predictor, categories, results, status = Predictor(cfg), find_categories(cfg), [], 0
+    for i, (path, picture) in enumerate(zip(paths, picture_names(paths), strict=True)):
+        start = time.perf_counter()
+        try:
+            image = read_image(path, cfg.INPUT.FORMAT)
+        except Exception as e:  # a damaged file can raise anything
+            print(f"{path}: skipped, it cannot be read as an image ({e})", file=sys.stderr)
+            status = 1
+            continue
+        found = predictor(image)
+        found = found[found.scores >= args.confidence_threshold]
+        results += to_json(found, categories, cfg.MODEL.CLQ.QUALITY.NAME, image_id=i, file_name=path)
+        target = os.path.join(args.output, picture)
+        rgb = convert_image_to_rgb(image, cfg.INPUT.FORMAT)
+        Image.fromarray(draw_detections(rgb, found, categories.names)).save(target, quality=95)
+        seconds = time.perf_counter() - start
+        print(f"[{i + 1}/{len(paths)}] {path}: {len(found)} detections, {seconds:.2f} s -> {target}", flush=True)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump(results, f)
+    return status
+
+
+if __name__ == "__main__":
+    run_cli(main)
