@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Draw ground truth beside detections for the images of the test data sets; prints the paths of the pictures.
+
+tools/plot_detections.py --config-file output/sample/config.yaml MODEL.WEIGHTS output/sample/model_final.pth
+tools/plot_detections.py --config-file ... --crop 640      only the part of each image with most objects
+"""
+
+import argparse
+import itertools
+import os
+
+import clq
+from clq.data.checks import check_datasets
+from clq.data.datasets import class_names
+from clq.engine.drawing import compare, crop, populated_window
+from clq.engine.launch import run_cli
+from clq.engine.predictor import Predictor, read_image
+from clq.errors import UserError
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
+from detectron2.structures import Instances
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", help="folder (default: pictures in OUTPUT_DIR)")
+    parser.add_argument("--limit", type=int, help="only the first so many images of each data set")
+    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="default: %(default)s")
+    parser.add_argument(
+        "--crop", type=int, metavar="PIXELS", help="draw the window of this side that holds most objects, to _crop.png"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    return parser.parse_args(argv)
+
+
+def ground_truth(record: dict) -> Instances:
+    """The boxes that count, without crowds, of a record of Detectron2's format."""
+    size = record["height"], record["width"]
+    return annotations_to_instances([a for a in record["annotations"] if not a.get("iscrowd")], size)
+
+
+def picture(cfg, predictor, record: dict, names: list[str], args):
+    image = read_image(record["file_name"], cfg.INPUT.FORMAT)
+    found = predictor(image)
+    found = found[found.scores >= args.confidence_threshold]
+    scene = convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found
+    if args.crop:
+        window = populated_window(scene[1].gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
+        scene = crop(*scene, window)
+    return compare(*scene, names, args.confidence_threshold)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not 0 <= args.confidence_threshold <= 1:
+        raise UserError(f"--confidence-threshold {args.confidence_threshold}: must be within 0 and 1.")
+    cfg = clq.setup_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    check_datasets(cfg, splits=("TEST",))
+    output = args.output or os.path.join(cfg.OUTPUT_DIR, "pictures")
+    os.makedirs(output, exist_ok=True)
+    predictor = Predictor(cfg)
+    for dataset in cfg.DATASETS.TEST:
+        names, root = class_names(dataset), MetadataCatalog.get(dataset).get("image_root", "/")
+        for record in itertools.islice(DatasetCatalog.get(dataset), args.limit):
+            # The path in the data set, since images of two folders may share a name.
+            name = os.path.splitext(os.path.relpath(record["file_name"], root))[0].replace(os.sep, "_")
+            path = os.path.join(output, f"{name}_crop.png" if args.crop else f"{name}.png")
+            picture(cfg, predictor, record, names, args).save(path)
+            print(path, flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)
