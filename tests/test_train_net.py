@@ -1,0 +1,132 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["DATASETS.TEST", "[]", "SOLVER.BASE_LR", "0.004"]
+
+
+def printed_results(folder):
+    """What the log of the last evaluation gives to copy: AP, AP50, ..., all digits."""
+    return re.findall(r"copypaste: (\d\S+)", (folder / "log.txt").read_text())
+
+
+def checkpoint(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def optimizer(folder):
+    return checkpoint(folder)["trainer"]["_trainer"]["optimizer"]
+
+
+def test_training_learns_and_reports(trained):
+    (results,) = printed_results(trained)
+    ap, ap50 = map(float, results.split(",")[:2])
+    assert ap > 20 and ap50 > 60  # plain rectangles; untrained: 0
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    assert f"{last['bbox/AP']:.4f}" == results.split(",")[0]
+
+
+def test_learning_rate_is_scaled_to_the_batch_and_logged(trained):
+    # The config: BASE_LR 0.004 for 8 images, 4 in a batch.
+    assert "Learning rate 0.002 = SOLVER.BASE_LR 0.004 x 4 images a batch / 8" in (trained / "log.txt").read_text()
+    assert {group["initial_lr"] for group in optimizer(trained)["param_groups"]} == {0.002}
+
+
+def test_eval_only_prints_what_training_printed(tiny, trained, tmp_path, run):
+    weights = trained / "model_final.pth"
+    assert (
+        run("train_net.py", "--config-file", tiny, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path) == 0
+    )
+    assert printed_results(tmp_path) == printed_results(trained)
+    results = "inference/shapes_val/coco_instances_results.json"
+    assert (tmp_path / results).read_text() == (trained / results).read_text()
+
+
+def test_saved_config_evaluates_without_the_training_set(trained, tiny, tmp_path, run):
+    saved = (trained / "config.yaml").read_text()
+    train_json = str(Path(tiny).parent / "shapes_train.json")
+    assert "NUM_CLASSES: 2" in saved and train_json in saved
+    (tmp_path / "config.yaml").write_text(saved.replace(train_json, str(tmp_path / "gone.json")))
+    argv = ["MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    assert run("train_net.py", "--config-file", tmp_path / "config.yaml", "--eval-only", *argv) == 0
+    assert printed_results(tmp_path) == printed_results(trained)
+
+
+def test_resume_continues_where_the_training_stopped(tiny, tmp_path, run):
+    argv = ["--config-file", tiny, "--resume", *SHORT, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER"]
+    assert run("train_net.py", *argv, 2) == 0
+    assert checkpoint(tmp_path)["iteration"] == 1
+    assert run("train_net.py", *argv, 5) == 0
+    assert "Starting training from iteration 2" in (tmp_path / "log.txt").read_text()
+    assert checkpoint(tmp_path)["iteration"] == 4
+    steps = {int(state["step"]) for state in optimizer(tmp_path)["state"].values()}
+    assert steps == {5}  # 2 before, 3 after
+    assert checkpoint(tmp_path)["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 5
+
+
+def test_weights_of_other_classes_start_a_training_with_a_new_class_layer(tiny, trained, other_classes, tmp_path, run):
+    opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 1, *SHORT]
+    assert run("train_net.py", "--config-file", tiny, *opts) == 0
+    assert (
+        "trained for 3 classes, but this model has 2: the class layer starts anew" in (tmp_path / "log.txt").read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def other_classes(trained, tmp_path_factory):
+    """A checkpoint of the tiny model with 3 classes instead of 2."""
+    weights = checkpoint(trained)["model"]
+    for name in ("weight", "bias"):
+        layer = weights[f"head.cls_logits.{name}"]
+        weights[f"head.cls_logits.{name}"] = torch.cat([layer, layer[:1]])
+    path = tmp_path_factory.mktemp("other") / "three.pth"
+    torch.save({"model": weights}, path)
+    return path
+
+
+def entry(name, **paths):
+    return f"[{{'name': '{name}', 'json': '{paths['json']}', 'images': '{paths['images']}'}}]"
+
+
+# What the user gets wrong, and what the one line must name: the culprit and the way out.
+MISTAKES = {
+    "number of classes": (["MODEL.CLQ.NUM_CLASSES", 3], ["NUM_CLASSES is 3", "shapes_train has 2", "-1 or 2"]),
+    "data set": (["DATASETS.TRAIN", "['shapes_trian']"], ["no data set shapes_trian", "did you mean shapes_train"]),
+    "key": (["MODEL.CLQ.NUM_CLASES", 2], ["no config key MODEL.CLQ.NUM_CLASES", "did you mean MODEL.CLQ.NUM_CLASSES"]),
+    "type": (["SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER many"]),
+    "weights": (["MODEL.WEIGHTS", "gone.pth"], ["gone.pth: no such file", "MODEL.WEIGHTS"]),
+    "part": (["MODEL.CLQ.QUALITY.NAME", "iuo"], ["QUALITY.NAME: iuo is not one of none, centerness, iou"]),
+    "optimizer": (["SOLVER.OPTIMIZER", "Adam"], ["SOLVER.OPTIMIZER: Adam is not one of SGD, AdamW"]),
+    "json": (["DATASETS.COCO_JSON", entry("shapes_train", json="gone.json", images=".")], ["gone.json does not exist"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_status_2(mistake, tiny, tmp_path, run, capsys):
+    opts, named = MISTAKES[mistake]
+    assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", tmp_path, *opts) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in named:
+        assert part in line
+
+
+def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path, run, capsys):
+    opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path]
+    assert run("train_net.py", "--config-file", tiny, "--eval-only", *opts) == 2
+    assert f"{other_classes}: trained for 3 classes, but this model has 2; use" in capsys.readouterr().err
+
+
+def test_command_line_ends_with_one_line_and_status_2():
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", "gone.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "gone.yaml: no such config file. See configs/ for those that come with the project."
+    )
+    assert "Traceback" not in done.stderr
