@@ -16,7 +16,15 @@ import time
 import clq
 from clq.engine.drawing import draw_detections
 from clq.engine.launch import run_cli
-from clq.engine.predictor import Predictor, find_categories, find_images, picture_names, read_image, to_json
+from clq.engine.predictor import (
+    DRAWING_THRESHOLD,
+    Predictor,
+    find_categories,
+    find_images,
+    picture_names,
+    read_image,
+    to_json,
+)
 from clq.errors import UserError
 from detectron2.data.detection_utils import convert_image_to_rgb
 from PIL import Image
@@ -31,7 +39,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.3,
+        default=DRAWING_THRESHOLD,
         help="final score from which a detection is drawn and written (default: %(default)s; the detector itself drops "
         "those below MODEL.CLQ.SCORE_THRESH)",
     )
@@ -48,6 +56,8 @@ def setup(args):
     cfg.freeze()
     if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(args.output) for path in paths):
         raise UserError(f"--output {args.output}: holds images of --input, which would be overwritten; choose another.")
+    if os.path.isdir(args.json or ""):
+        raise UserError(f"--json {args.json}: is a folder; name a file.")
     for folder in (args.output, os.path.dirname(args.json or "")):
         try:
             os.makedirs(folder or ".", exist_ok=True)

@@ -14,7 +14,7 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
 from clq.engine.drawing import compare, crop, populated_window
 from clq.engine.launch import run_cli
-from clq.engine.predictor import Predictor, read_image
+from clq.engine.predictor import DRAWING_THRESHOLD, Predictor, read_image
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
@@ -26,7 +26,7 @@ def parse_args(argv=None):
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", help="folder (default: pictures in OUTPUT_DIR)")
     parser.add_argument("--limit", type=int, help="only the first so many images of each data set")
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="default: %(default)s")
+    parser.add_argument("--confidence-threshold", type=float, default=DRAWING_THRESHOLD, help="default: %(default)s")
     parser.add_argument(
         "--crop", type=int, metavar="PIXELS", help="draw the window of this side that holds most objects, to _crop.png"
     )

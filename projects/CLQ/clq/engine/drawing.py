@@ -146,7 +146,7 @@ def _outline(image: np.ndarray, boxes: Boxes, colors: list[tuple[int, ...]]) -> 
 
 def _label(image: np.ndarray, boxes: Boxes, classes: Tensor, labels: list[str]) -> np.ndarray:
     """Labelled boxes in one colour a class: bright, and hues a golden section apart, whatever the number of classes."""
-    colors = [hsv_to_rgb(((0.1 + 0.618 * c) % 1, 0.9, 1.0)) for c in classes.tolist()]
+    colors = [hsv_to_rgb(((0.1 + 0.618 * c) % 1, 0.75, 1.0)) for c in classes.tolist()]
     drawn = Visualizer(image, Metadata()).overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
     return drawn.get_image()
 
