@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clq.errors import UserError
-from clq.modeling.backbone import LastLevelP6P7FromP5
+from clq.modeling.backbone import TopLevelsFromP5
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
@@ -14,7 +14,7 @@ LEVELS = ["MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.FPN.IN_
 
 def test_p7_sees_negative_p6():
     """Kernels that only negate and only copy their centre: P6 = -P5 and P7 = P6, each at every second pixel."""
-    top = LastLevelP6P7FromP5(1)
+    top = TopLevelsFromP5(1)
     for conv, centre in ((top.p6, -1.0), (top.p7, 1.0)):
         torch.nn.init.zeros_(conv.weight)
         torch.nn.init.zeros_(conv.bias)
@@ -25,7 +25,7 @@ def test_p7_sees_negative_p6():
 
 
 def test_initialisation_is_xavier_with_zero_bias():
-    top = LastLevelP6P7FromP5(64)
+    top = TopLevelsFromP5(64)
     bound = (3.0 / (64 * 9)) ** 0.5  # Caffe2's XavierFill: uniform in +-sqrt(3 / fan_in)
     for conv in (top.p6, top.p7):
         assert not conv.bias.any()

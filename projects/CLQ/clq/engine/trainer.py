@@ -52,6 +52,14 @@ class Trainer(DefaultTrainer):
         """Detectron2's, with weights in the memory format that convolutions are fastest in."""
         return super().build_model(cfg).to(memory_format=torch.channels_last)
 
+    # The step's own state (optimizer, loss scale), which Detectron2 0.6 leaves out of checkpoints and main does not.
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """``SOLVER.OPTIMIZER`` with Detectron2's parameter groups, gradient clipping, and :func:`learning_rate`."""

@@ -9,40 +9,45 @@ from torch import Tensor, nn
 from clq.errors import UserError
 
 
-class LastLevelP6P7FromP5(nn.Module):
+class TopLevelsFromP5(nn.Module):
     """P6 and P7, each by a stride-2 3x3 convolution, as in MMDetection's ATSS and GFL.
 
     Detectron2's ``LastLevelP6P7`` (RetinaNet) differs in two ways: it starts from the backbone's C5, and it puts a ReLU
     between the two levels. Here P6 starts from the pyramid's own P5, and P7 sees P6 as it is, negative values included.
 
     Args:
-        channels: C, of P5, P6 and P7.
+        channels: C, of P5 and of each level on top.
+        num_levels: how many, from P6 on.
     """
 
-    # What FPN reads from a top block.
-    num_levels = 2
-    in_feature = "p5"
+    in_feature = "p5"  # what FPN hands to a top block
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, num_levels: int = 2):
         super().__init__()
-        self.p6 = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
-        self.p7 = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
-        for conv in (self.p6, self.p7):
+        self.num_levels = num_levels
+        for level in range(6, 6 + num_levels):
+            conv = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
             weight_init.c2_xavier_fill(conv)
+            self.add_module(f"p{level}", conv)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        """P5 (N, C, H, W) -> [P6 (N, C, ceil(H/2), ceil(W/2)), P7, half of that again]."""
-        p6 = self.p6(p5)
-        return [p6, self.p7(p6)]
+        """P5 (N, C, H, W) -> [P6 (N, C, ceil(H/2), ceil(W/2)), P7, half of that again, ...]."""
+        levels = [p5]
+        for conv in self.children():
+            levels.append(conv(levels[-1]))
+        return levels[1:]
 
 
 @BACKBONE_REGISTRY.register()
 def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """P3 to P7 (strides 8 to 128) of any ResNet or ResNeXt that ``MODEL.RESNETS`` describes.
 
+    Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not name are not built: each parameter gets a gradient.
+
     Raises:
         UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from.
     """
+    num_top_levels = sum(name in cfg.MODEL.CLQ.IN_FEATURES for name in ("p6", "p7"))
     in_features = cfg.MODEL.FPN.IN_FEATURES
     if not in_features or in_features[-1] != "res5":
         raise UserError(f"MODEL.FPN.IN_FEATURES {in_features}: must end with res5, since P6 is made from P5.")
@@ -51,6 +56,6 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7FromP5(cfg.MODEL.FPN.OUT_CHANNELS),
+        top_block=TopLevelsFromP5(cfg.MODEL.FPN.OUT_CHANNELS, num_top_levels) if num_top_levels else None,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -78,7 +78,8 @@ class DistributionCoder:
         """Boxes (..., 4) XYXY in the units of ``anchors``, from logits (..., 4 (n + 1)) and strides (...)."""
         probabilities = self.probabilities(pred)
         bins = torch.arange(self.reg_max + 1, device=pred.device, dtype=probabilities.dtype)
-        ltrb = (probabilities @ bins) * torch.as_tensor(strides, device=pred.device).unsqueeze(-1)
+        # No matrix product: autocast would take it to half precision.
+        ltrb = (probabilities * bins).sum(-1) * torch.as_tensor(strides, device=pred.device).unsqueeze(-1)
         center, _ = _center_size(anchors)
         return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
 

@@ -3,6 +3,7 @@
 Legend: N images, L levels, R locations over all levels, K classes, M ground truths of one image.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -160,10 +161,11 @@ def _build_head(cfg: CfgNode, shapes: list, coder, quality: bool) -> DenseHead:
         learned=lambda: AlignConv(channels, LearnedOffsets(), c.ALIGN.BACKEND),
         geometric=lambda: AlignConv(channels, GeometricOffsets(), c.ALIGN.BACKEND),
     )
-    return DenseHead(
+    head = partial(
+        DenseHead,
         in_channels=channels,
         num_levels=len(shapes),
-        num_classes=resolve_num_classes(cfg),
+        num_classes=c.NUM_CLASSES if c.NUM_CLASSES > 0 else resolve_num_classes(cfg),
         coder=coder,
         anchor_scale=c.ANCHOR_SCALE,
         num_convs=c.NUM_CONVS,
@@ -173,6 +175,7 @@ def _build_head(cfg: CfgNode, shapes: list, coder, quality: bool) -> DenseHead:
         quality=quality,
         align=align,
     )
+    return _make("NORM", head)
 
 
 def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss:
@@ -211,10 +214,14 @@ def _choose(key: str, name: str, **makers):
     """
     if name not in makers:
         raise UserError(f"MODEL.CLQ.{key}: {name} is not one of {', '.join(makers)}.")
+    return _make(f"{key} {name}", makers[name])
+
+
+def _make(setting: str, maker: Callable):
     try:
-        return makers[name]()
+        return maker()
     except ValueError as e:
-        raise UserError(f"MODEL.CLQ.{key} {name}: {e}.") from e
+        raise UserError(f"MODEL.CLQ.{setting}: {e}.") from e
 
 
 def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:

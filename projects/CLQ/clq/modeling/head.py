@@ -48,7 +48,7 @@ class DenseHead(nn.Module):
         num_classes: K.
         coder: box coder; gives the number of box channels and decodes the boxes that alignment follows.
         anchor_scale: side of the anchors in strides.
-        num_convs, conv_dim, norm: depth, width and normalisation of the towers.
+        num_convs, conv_dim, norm: depth, width and normalisation of the towers ("GN" or detectron2's get_norm's names).
         prior_prob: class probability at initialisation.
         quality: whether there is a quality branch (one 3x3 convolution on the regression tower).
         align: module from feature (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each location,
@@ -108,6 +108,24 @@ class DenseHead(nn.Module):
         return self.coder.decode(box_pred.permute(0, 2, 3, 1), anchor, 1.0).permute(0, 3, 1, 2)
 
 
+class _GroupNorm(nn.GroupNorm):
+    """torch's, without its refusal of one value per group: a 1x1 level of a narrow head is ordinary input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _norm(name: str, channels: int) -> nn.Module | None:
+    if name == "GN":
+        if channels % 32:
+            raise ValueError(f"GN has 32 groups, into which {channels} channels do not divide")
+        return _GroupNorm(32, channels)
+    try:
+        return get_norm(name, channels)
+    except KeyError:
+        raise ValueError(f"{name} is no normalisation that detectron2.layers.get_norm knows") from None
+
+
 def _tower(in_channels: int, channels: int, depth: int, norm: str) -> nn.Sequential:
     return nn.Sequential(
         *(
@@ -117,7 +135,7 @@ def _tower(in_channels: int, channels: int, depth: int, norm: str) -> nn.Sequent
                 3,
                 padding=1,
                 bias=not norm,
-                norm=get_norm(norm, channels),
+                norm=_norm(norm, channels),
                 activation=nn.functional.relu,
             )
             for i in range(depth)
