@@ -1,0 +1,133 @@
+import math
+
+import pytest
+import torch
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, unit_anchor
+from detectron2.modeling.box_regression import Box2BoxTransform
+
+MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
+
+
+def test_delta_decode_by_hand():
+    """Anchor 40 wide, 20 high about (100, 50); deltas shift it by (1/4, -1/2) of its sides, double and halve them."""
+    anchor = torch.tensor([80.0, 40, 120, 60])
+    deltas = torch.tensor([2.5, -5, 5 * math.log(2), -5 * math.log(2)])
+    # centre (110, 40), size (80, 10)
+    torch.testing.assert_close(DeltaCoder().decode(deltas, anchor, 8.0), torch.tensor([70.0, 35, 150, 45]))
+    torch.testing.assert_close(DeltaCoder().encode(torch.tensor([70.0, 35, 150, 45]), anchor, 8.0), deltas)
+    plain = DeltaCoder((1.0, 1.0, 1.0, 1.0)).decode(deltas / torch.tensor([10.0, 10, 5, 5]), anchor, 8.0)
+    torch.testing.assert_close(plain, torch.tensor([70.0, 35, 150, 45]))
+    assert DeltaCoder.num_channels == 4
+
+
+def test_delta_growth_and_shrinkage_are_clamped_alike():
+    anchor, deltas = torch.tensor([-4.0, -4, 4, 4]), torch.zeros(2, 4)
+    deltas[0, 2], deltas[0, 3], deltas[1, 2], deltas[1, 3] = 1e4, -1e4, 5 * math.log(60), -5 * math.log(60)
+    x1, y1, x2, y2 = DeltaCoder().decode(deltas, anchor, 1.0).unbind(-1)
+    torch.testing.assert_close(x2 - x1, torch.tensor([8 * MAX, 8 * 60]))
+    torch.testing.assert_close(y2 - y1, torch.tensor([8 / MAX, 8 / 60]))
+
+
+def test_delta_is_an_inverse_pair_and_agrees_with_detectron2():
+    torch.manual_seed(0)
+    anchors, boxes = (torch.rand(2, 200, 2, dtype=torch.float64) * 500 for _ in range(2))
+    anchors, boxes = (torch.cat((x[0], x[0] + 10 + x[1]), -1) for x in (anchors, boxes))
+    coder, strides = DeltaCoder(), torch.full((200,), 8.0)
+    deltas = coder.encode(boxes, anchors, strides)
+    torch.testing.assert_close(coder.decode(deltas, anchors, strides), boxes)
+    theirs = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    torch.testing.assert_close(deltas, theirs.get_deltas(anchors, boxes))
+    noise = torch.randn(200, 4)
+    decoded = coder.decode(noise, anchors.float(), strides)
+    torch.testing.assert_close(decoded, theirs.apply_deltas(noise, anchors.float()), atol=1e-3, rtol=0)
+
+
+def test_distribution_decode_by_hand():
+    """One-hot bins 1, 2, 3 and 16, and a half-half of 4 and 5, at stride 8 about (100, 50)."""
+    coder, anchor = DistributionCoder(16), torch.tensor([68.0, 18, 132, 82])
+    assert coder.num_channels == 68
+    logits = torch.full((4, 17), -1e4)
+    for side, bins in enumerate(((1,), (2,), (4, 5), (16,))):
+        logits[side, list(bins)] = 0.0
+    box = coder.decode(logits.flatten(), anchor, torch.tensor(8.0))
+    torch.testing.assert_close(box, torch.tensor([100 - 8.0, 50 - 16, 100 + 36, 50 + 128]))
+    # Equal logits: the mean of 0 ... 16.
+    torch.testing.assert_close(coder.decode(torch.zeros(68), anchor, 1.0), torch.tensor([92.0, 42, 108, 58]))
+
+
+def test_distribution_is_an_inverse_pair_within_its_range_and_clamps_outside():
+    coder, anchors = DistributionCoder(16), torch.tensor([[-32.0, -32, 32, 32]]).repeat(3, 1)
+    boxes = torch.tensor([[-12.0, -8.4, 20, 127], [-200.0, 8, 8, 8], [-8.0, -8, 8, 8]])
+    ltrb = coder.encode(boxes, anchors, torch.tensor([8.0, 8, 16]))
+    expected = [[1.5, 1.05, 2.5, 15.875], [15.9, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
+    torch.testing.assert_close(ltrb, torch.tensor(expected))
+    bins = torch.arange(17)
+    probabilities = (1 - (ltrb.unsqueeze(-1) - bins).abs()).clamp(min=0)  # the two neighbours, by nearness
+    decoded = coder.decode(probabilities.log().clamp(min=-1e4).flatten(1), anchors, torch.tensor([8.0, 8, 16]))
+    torch.testing.assert_close(decoded[[0, 2]], boxes[[0, 2]], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(16)], ids=["delta", "distribution"])
+class TestEveryCoder:
+    def test_any_layout_decodes_like_its_flat_form(self, coder):
+        torch.manual_seed(0)
+        pred, corner, strides = (
+            torch.randn(2, 3, 5, coder.num_channels),
+            torch.rand(3, 5, 2) * 300,
+            torch.rand(3, 5) * 30,
+        )
+        anchors = torch.cat((corner, corner + 64), -1)
+        flat = [
+            coder.decode(pred[i, j, k], anchors[j, k], strides[j, k])
+            for i in range(2)
+            for j in range(3)
+            for k in range(5)
+        ]
+        torch.testing.assert_close(coder.decode(pred, anchors, strides), torch.stack(flat).view(2, 3, 5, 4))
+
+    def test_units_are_those_of_the_anchor(self, coder):
+        """The unit anchor at stride 1 gives the box in strides about its location."""
+        torch.manual_seed(0)
+        pred, stride, center = torch.randn(6, coder.num_channels), 16.0, torch.tensor([32.0, 48.0])
+        anchor = torch.cat((center - 64, center + 64))
+        relative = coder.decode(pred, unit_anchor(8.0), 1.0)
+        torch.testing.assert_close(
+            relative * stride + center.repeat(2), coder.decode(pred, anchor, torch.tensor(stride))
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_boxes_are_float32_under_autocast(self, coder, dtype):
+        """Half a pixel matters: bfloat16 moves a side of 1,000 pixels by up to 2."""
+        torch.manual_seed(0)
+        pred = (torch.randn(50, coder.num_channels) * 3).to(dtype)
+        anchors, strides = torch.tensor([[0.0, 0, 1024, 1024]]), torch.tensor([128.0])
+        expected = coder.decode(pred.float(), anchors, strides)
+        with torch.autocast("cpu", dtype):
+            for x in (pred, pred.float()):
+                boxes = coder.decode(x, anchors, strides)
+                assert boxes.dtype == torch.float32
+                torch.testing.assert_close(boxes, expected)
+
+    def test_no_boxes(self, coder):
+        empty = coder.decode(torch.zeros(0, coder.num_channels), torch.zeros(0, 4), torch.zeros(0))
+        assert empty.shape == (0, 4)
+        for loss in coder.auxiliary_loss(
+            torch.zeros(0, coder.num_channels), torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0)
+        ).values():
+            assert loss.shape == (0,)
+
+
+def test_auxiliary_losses():
+    """Deltas have none; a distribution has DFL, averaged over the sides: here uniform, log(n + 1)."""
+    anchors, boxes = torch.tensor([[-32.0, -32, 32, 32]]), torch.tensor([[-12.0, -8.4, 20, 127]])
+    assert DeltaCoder().auxiliary_loss(torch.zeros(1, 4), boxes, anchors, torch.tensor([8.0])) == {}
+    pred = torch.zeros(1, 4, 17)
+    pred[0, 3] = torch.tensor([0.0] * 15 + [math.log(0.2), math.log(0.8)])  # bins 15 and 16 of the bottom; 15 others: 1
+    losses = DistributionCoder(16).auxiliary_loss(pred.flatten(1), boxes, anchors, torch.tensor([8.0]))
+    bottom = math.log(16) - 0.125 * math.log(0.2) - 0.875 * math.log(0.8)  # the target is 15.875
+    assert losses.keys() == {"loss_dfl"}
+    torch.testing.assert_close(losses["loss_dfl"], torch.tensor([(3 * math.log(17) + bottom) / 4]))
+
+
+def test_unit_anchor():
+    assert unit_anchor(5.0).tolist() == [-2.5, -2.5, 2.5, 2.5]

@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+from clq.modeling.losses import distribution_focal_loss, focal_loss, quality_focal_loss
+from clq.modeling.scoring import LogScore, joint_score
+from fvcore.nn import sigmoid_focal_loss
+
+LN2 = math.log(2)
+
+
+def score_of(*probabilities):
+    p = torch.tensor(probabilities)
+    return LogScore(p.log(), (1 - p).log())
+
+
+def test_quality_focal_loss_by_hand():
+    """|y - p|^beta times the binary cross entropy, without reduction."""
+    loss = quality_focal_loss(score_of(0.5, 0.5, 0.5, 0.5, 0.2), torch.tensor([0.0, 1.0, 0.5, 0.75, 1.0]))
+    expected = [0.25 * LN2, 0.25 * LN2, 0.0, LN2 / 16, 0.64 * math.log(5)]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+    loss = quality_focal_loss(score_of(0.5, 0.2), torch.tensor([0.0, 1.0]), beta=1.0)
+    torch.testing.assert_close(loss, torch.tensor([0.5 * LN2, 0.8 * math.log(5)]))
+
+
+def test_quality_focal_loss_does_not_detach_its_modulating_factor():
+    """d/dc of sigmoid(c)^2 softplus(c) at 0: 2 (1/2) (1/4) ln 2 + (1/4) (1/2); with the factor detached 1/8 alone."""
+    c = torch.zeros(1, requires_grad=True)
+    quality_focal_loss(joint_score(c, None), torch.zeros(1)).backward()
+    torch.testing.assert_close(c.grad, torch.tensor([0.25 * LN2 + 0.125]))
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0, 2.5])
+def test_quality_focal_loss_gradcheck(beta):
+    torch.manual_seed(0)
+    c, q = (torch.randn(8, k, dtype=torch.float64, requires_grad=True) for k in (3, 1))
+    target = torch.rand(8, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda c, q: quality_focal_loss(joint_score(c, q, 0.3), target, beta), (c, q))
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.75, 1.5), (0.5, 0.0)])
+def test_focal_loss_equals_fvcore(alpha, gamma):
+    torch.manual_seed(0)
+    ours = (torch.randn(200, 3) * 5).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    target = (torch.rand(200, 3) < 0.3).float()
+    loss = focal_loss(joint_score(ours, None), target, alpha, gamma)
+    expected = sigmoid_focal_loss(theirs, target, alpha, gamma)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=3e-7)
+    for x in (loss, expected):
+        x.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=3e-7)
+
+
+def test_focal_loss_by_hand():
+    """p = 1/4: as a positive 1/4 (3/4)^2 ln 4, as a negative 3/4 (1/4)^2 ln(4/3)."""
+    loss = focal_loss(score_of(0.25, 0.25), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(loss, torch.tensor([9 / 64 * math.log(4), 3 / 64 * math.log(4 / 3)]))
+
+
+@pytest.mark.parametrize("function", [quality_focal_loss, focal_loss])
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_extreme_scores_are_finite(function, target):
+    c = torch.tensor([-120.0, -100, -90, -20, 0, 20, 90, 100, 120], requires_grad=True)
+    loss = function(joint_score(c, None), torch.full((9,), target))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert c.grad.isfinite().all()
+    wrong = loss[0 if target else -1].item()  # linear in the logit, as the cross entropy is
+    assert wrong == pytest.approx(120 if function is quality_focal_loss else 120 * (0.25 if target else 0.75))
+
+
+def test_distribution_focal_loss_by_hand():
+    """Probabilities 1/10 ... 4/10 of the bins 0 ... 3; targets at 0, at an integer, between, at the last bin n."""
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 7  # a constant changes nothing
+    targets = torch.tensor([0.0, 2.0, 1.25, 2.9, 3.0])
+    nll = [-math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]
+    expected = [nll[0], nll[2], 0.75 * nll[1] + 0.25 * nll[2], 0.1 * nll[2] + 0.9 * nll[3], nll[3]]
+    torch.testing.assert_close(distribution_focal_loss(logits.expand(5, 4), targets), torch.tensor(expected))
+
+
+def test_distribution_focal_loss_is_least_where_the_two_bins_hold_the_target():
+    """At the minimum, probability 1 - w and w on the neighbours, the gradient vanishes and the mean is the target."""
+    logits = torch.tensor([[-60.0, math.log(0.3), math.log(0.7), -60.0]], requires_grad=True)
+    distribution_focal_loss(logits, torch.tensor([1.7])).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 4), atol=1e-6, rtol=0)
+
+
+def test_distribution_focal_loss_gradcheck_and_extremes():
+    torch.manual_seed(0)
+    logits = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(12, dtype=torch.float64) * 4
+    assert torch.autograd.gradcheck(lambda x: distribution_focal_loss(x, target), (logits,))
+    for dtype in (torch.float16, torch.bfloat16):
+        wild = torch.tensor([[-1e4, 1e4, 0.0]], dtype=dtype, requires_grad=True)
+        loss = distribution_focal_loss(wild, torch.tensor([0.0]))
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(2e4, rel=1e-2)
+        assert wild.grad.isfinite().all()
+    empty = distribution_focal_loss(torch.zeros(0, 5), torch.zeros(0))
+    assert empty.shape == (0,)
