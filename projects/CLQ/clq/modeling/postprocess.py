@@ -57,9 +57,9 @@ class DetectionSelector:
 
     def _candidates(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
         # No quality raises a score above the class score, so its logit alone rules out almost everything, at the cost
-        # of one comparison. The margin leaves the verdict on the borderline to the exact score.
+        # of one comparison. The margin (lost in half precision) leaves the verdict on the borderline to the exact one.
         thresh = max(self.score_thresh, torch.finfo(torch.float32).tiny)
-        location, label = (cls_logits > math.log(thresh / (1 - thresh)) - 1e-3).nonzero(as_tuple=True)
+        location, label = (cls_logits.float() > math.log(thresh / (1 - thresh)) - 1e-3).nonzero(as_tuple=True)
         logits = cls_logits[location, label].unsqueeze(-1)
         quality = None if quality_logits is None else quality_logits[location]
         filter_score = self.score.trained(logits, quality).log_p.squeeze(-1).exp()

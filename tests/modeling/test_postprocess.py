@@ -1,0 +1,179 @@
+"""The selector against plain loops over locations, classes and pairs of boxes."""
+
+import math
+
+import pytest
+import torch
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.head import Predictions
+from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.scoring import ScoreRule
+from torch import tensor
+
+ATSS, CLQ, NONE = ScoreRule(1.0, joint=False), ScoreRule(0.3, joint=True), ScoreRule()
+SIZE, STRIDES = (90, 120), [8, 16]  # of the image; of the levels
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def iou(a, b):
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(w, 0) * max(h, 0)
+    return inter / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - inter)
+
+
+def slow(predictions, boxes, *, rule, thresh, topk, nms, most):
+    """[(final score, box, class, class score, quality)], best first."""
+    found = []
+    for level, logits in enumerate(predictions.cls_logits):
+        here = []
+        for r in range(len(logits)):
+            quality = sigmoid(predictions.quality_logits[level][r].item()) if predictions.quality_logits else 1.0
+            for k, logit in enumerate(logits[r].tolist()):
+                final = sigmoid(logit) * quality**rule.alpha
+                trained = final if rule.joint else sigmoid(logit)
+                if trained > thresh:
+                    here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality))
+        found += sorted(here, key=lambda x: -x[0])[:topk]
+    clipped = []
+    for _, final, (x1, y1, x2, y2), k, cls, quality in found:
+        x1, x2 = (min(max(x, 0), SIZE[1]) for x in (x1, x2))
+        y1, y2 = (min(max(y, 0), SIZE[0]) for y in (y1, y2))
+        if x2 > x1 and y2 > y1:
+            clipped.append((final, (x1, y1, x2, y2), k, cls, quality))
+    kept = []
+    for d in sorted(clipped, key=lambda x: -x[0]):
+        if all(d[2] != other[2] or iou(d[1], other[1]) <= nms for other in kept):
+            kept.append(d)
+    return kept[:most]
+
+
+def make_anchors(grids):
+    """Per level (h * w, 4): squares of 4 strides about (x, y) * stride."""
+    anchors = []
+    for (h, w), stride in zip(grids, STRIDES, strict=False):
+        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        center = torch.stack((x, y), -1).view(-1, 2).float() * stride
+        anchors.append(torch.cat((center - 2 * stride, center + 2 * stride), 1))
+    return anchors
+
+
+def random_predictions(coder, quality, spread=2.0):
+    grids = [(9, 10), (6, 5)]
+    sizes = [h * w for h, w in grids]
+    return make_anchors(grids), Predictions(
+        [torch.randn(r, 3) * 2 - 2 for r in sizes],
+        [torch.randn(r, coder.num_channels) * spread for r in sizes],
+        [torch.randn(r, 1) * 2 for r in sizes] if quality else [],
+    )
+
+
+@pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
+@pytest.mark.parametrize("rule", [ATSS, CLQ, NONE], ids=["atss", "clq", "none"])
+@pytest.mark.parametrize(
+    ("thresh", "topk", "nms", "most"),
+    [(0.05, 1000, 0.6, 100), (0.05, 40, 0.6, 100), (0.2, 1000, 0.3, 7), (0.0, 1000, 0.5, 1000), (0.8, 1000, 0.6, 100)],
+)
+def test_equals_the_slow_form(coder, rule, thresh, topk, nms, most):
+    torch.manual_seed(0)
+    anchors, predictions = random_predictions(coder, quality=rule is not NONE)
+
+    decoded = [coder.decode(*x).tolist() for x in zip(predictions.box_pred, anchors, tensor(STRIDES), strict=True)]
+    expected = slow(predictions, decoded, rule=rule, thresh=thresh, topk=topk, nms=nms, most=most)
+    found = DetectionSelector(rule, coder, thresh, topk, nms, most)(predictions, anchors, STRIDES, SIZE)
+    assert len(found) == len(expected) > 0
+    assert found.image_size == SIZE
+    scores, boxes, classes, cls_scores, quality = (tensor(x) for x in zip(*expected, strict=True))
+    assert found.pred_classes.tolist() == classes.tolist()
+    torch.testing.assert_close(found.scores, scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, boxes, atol=1e-3, rtol=0)
+    if rule is NONE:
+        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+    else:
+        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "cls_scores", "pred_quality"}
+        torch.testing.assert_close(found.cls_scores, cls_scores)
+        torch.testing.assert_close(found.pred_quality, quality)
+
+
+def one_level(logits, quality=None, anchors=None):
+    """Predictions of zero deltas on one level, on anchors far from each other unless they are given."""
+    logits = torch.as_tensor(logits).view(len(logits), -1)
+    corner = torch.arange(len(logits)).float()[:, None] * tensor([10.0, 0.0])
+    anchors = torch.cat((corner, corner + 8), 1) if anchors is None else tensor(anchors)
+    quality = [] if quality is None else [tensor(quality).view(-1, 1)]
+    return Predictions([logits], [torch.zeros(len(logits), 4)], quality), [anchors]
+
+
+def select(rule, predictions, anchors, size=(50, 10_000), **settings):
+    return DetectionSelector(rule, DeltaCoder(), **settings)(predictions, anchors, [8], size)
+
+
+def test_atss_filters_and_ranks_candidates_by_the_class_and_detections_by_the_product():
+    """Class 0.9, 0.8, 0.04; centerness 0.01, 0.5, 1. The first survives a product of 0.009."""
+    logit = [math.log(9), math.log(4), math.log(0.04 / 0.96)]
+    quality = [math.log(0.01 / 0.99), 0.0, 30.0]
+    found = select(ATSS, *one_level(logit, quality))
+    assert found.scores.tolist() == pytest.approx([0.4, 0.009])
+    assert found.cls_scores.tolist() == pytest.approx([0.8, 0.9])
+    assert found.pred_quality.tolist() == pytest.approx([0.5, 0.01])
+    # One candidate a level: the higher class score, though its product is lower.
+    assert select(ATSS, *one_level(logit, quality), topk_candidates=1).scores.tolist() == pytest.approx([0.009])
+
+
+def test_clq_filters_by_the_joint_score():
+    """Class 0.9 and 0.8, IoU 1e-5 and 0.5: 0.9 * 1e-5^0.3 = 0.028 is out, and 0.8 * 0.5^0.3 is the one candidate."""
+    logit, quality = [math.log(9), math.log(4)], [math.log(1e-5), 0.0]
+    for topk in (1000, 1):
+        found = select(CLQ, *one_level(logit, quality), topk_candidates=topk)
+        assert found.scores.tolist() == pytest.approx([0.8 * 0.5**0.3])
+
+
+def test_boxes_are_clipped_and_what_is_outside_goes():
+    anchors = [[-5.0, -5, 20, 30], [50, 40, 99, 99], [-9, -9, -1, -1], [90, 10, 99, 20]]
+    found = select(NONE, *one_level([4.0, 3.0, 2.0, 1.0], anchors=anchors), size=(45, 90))
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 20, 30], [50, 40, 90, 45]]
+
+
+def test_nms_is_class_wise():
+    """Boxes 10 wide, moved by 2.5: IoU 75/125, below 0.601; moved by 2: 80/120, above 0.6."""
+    anchors = [[0.0, 0, 10, 10], [2.5, 0, 12.5, 10], [2, 0, 12, 10]]
+    logits = torch.full((3, 2), -20.0)
+    logits[:, 0] = tensor([3.0, 2.0, 1.0])
+    found = select(NONE, *one_level(logits[[0, 2]], anchors=[anchors[0], anchors[2]]), nms_thresh=0.6)
+    assert found.pred_boxes.tensor.tolist() == [anchors[0]]
+    found = select(NONE, *one_level(logits[[0, 1]], anchors=anchors[:2]), nms_thresh=0.601)
+    assert len(found) == 2
+    logits[2] = tensor([-20.0, 1.0])
+    found = select(NONE, *one_level(logits[[0, 2]], anchors=[anchors[0], anchors[2]]), nms_thresh=0.6)
+    assert found.pred_classes.tolist() == [0, 1]
+
+
+def test_at_most_so_many_the_best_ones():
+    found = select(NONE, *one_level(torch.arange(30.0) / 10), max_detections=4)
+    assert found.scores.tolist() == pytest.approx([sigmoid(x / 10) for x in (29, 28, 27, 26)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rule", [CLQ, ATSS, NONE], ids=["clq", "atss", "none"])
+def test_the_threshold_is_exact_in_every_type(rule, dtype):
+    """All values of a type within 0.1 of the threshold's logit, quality 1: in where the sigmoid is above it."""
+    for thresh in (1e-3, 0.02, 0.05, 0.06, 0.1, 0.3, 0.5, 0.77, 0.999):
+        logits = torch.linspace(-0.1, 0.1, 400).add(math.log(thresh / (1 - thresh))).to(dtype).unique()
+        quality = None if rule is NONE else [200.0] * len(logits)
+        settings = {"score_thresh": thresh, "max_detections": 1000}
+        found = select(rule, *one_level(logits, quality), **settings)
+        expected = logits[logits.float().sigmoid() > thresh].float().sigmoid()
+        assert found.scores.dtype == torch.float32
+        torch.testing.assert_close(found.scores, expected.sort(descending=True).values)
+
+
+def test_nothing_above_the_threshold():
+    for rule, quality in ((NONE, None), (CLQ, [0.0, 0.0])):
+        found = select(rule, *one_level([-9.0, -8.0], quality))
+        assert len(found) == 0
+        assert found.pred_boxes.tensor.shape == (0, 4)
+        assert found.has("cls_scores") == (quality is not None)
+    assert len(select(NONE, *one_level([-80.0, -60.0]), score_thresh=0.0)) == 2
+    assert len(select(NONE, *one_level([6.0, 9.3]), score_thresh=0.9999)) == 1  # 0.9975, 0.99991
