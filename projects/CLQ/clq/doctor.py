@@ -53,8 +53,9 @@ def diagnose() -> list[Check]:
         run_check("torchvision", partial(find_package, "torchvision"), torchvision_fix()),
         *(run_check(name, partial(find_package, name, module), INSTALL + name) for name, module in PACKAGES.items()),
         run_check("detectron2", find_detectron2, detectron2_fix()),
-        run_check("its compiled ops", find_compiled_ops, detectron2_fix()),
     ]
+    if _detectron2_folders():
+        checks.append(run_check("its compiled ops", find_compiled_ops, detectron2_fix()))
     broken = {check.name for check in checks if check.fix}
     if "torch" not in broken:
         fix = "update the driver, or install a torch built for the CUDA version that nvidia-smi shows"
@@ -63,7 +64,7 @@ def diagnose() -> list[Check]:
         for device in ["cpu", *(["cuda"] if _torch().cuda.is_available() else [])]:
             checks.append(run_check(f"NMS, {device}", partial(try_nms, device), torchvision_fix()))
             checks.append(run_check(f"deform_conv2d, {device}", partial(try_deform_conv, device), torchvision_fix()))
-    if not broken:
+    if not broken - {"its compiled ops"}:
         attempt = partial(find_package, "clq-detectron2", "clq.modeling.detector")
         checks.append(run_check("clq", attempt, "install the project from its root: pip install --no-deps -e ."))
     return checks
@@ -100,6 +101,8 @@ def find_detectron2() -> str:
     Raises:
         ImportError: Detectron2 is not installed, or something that it needs.
     """
+    if not _detectron2_folders():
+        raise ImportError("not installed")
     for module in ("clq.compat", "detectron2.engine", "detectron2.evaluation", "detectron2.utils.visualizer"):
         importlib.import_module(module)
     detectron2 = importlib.import_module("detectron2")
@@ -107,7 +110,7 @@ def find_detectron2() -> str:
 
 
 def find_compiled_ops() -> str:
-    """Whether Detectron2's own C++/CUDA ops are there: CLQ needs none, but ops that do not load break Detectron2.
+    """Whether Detectron2's own C++/CUDA ops are there. CLQ needs none, but some releases do not import with bad ones.
 
     Raises:
         ImportError: they were compiled for another torch or Python.
@@ -119,20 +122,22 @@ def find_compiled_ops() -> str:
     return "there, and they load"
 
 
+def _detectron2_folders() -> list[str]:
+    spec = importlib.util.find_spec("detectron2")
+    return list(spec.submodule_search_locations or ()) if spec else []
+
+
 def _compiled_ops_exist() -> bool:
     """Looks at the files, since ``clq.compat`` may have put a stand-in in the place of the module."""
-    package = importlib.util.find_spec("detectron2")
-    return package is not None and (
-        importlib.machinery.PathFinder.find_spec("detectron2._C", package.submodule_search_locations) is not None
-    )
+    return importlib.machinery.PathFinder.find_spec("detectron2._C", _detectron2_folders()) is not None
 
 
 def detectron2_fix() -> str:
-    if importlib.util.find_spec("detectron2") is None:
+    if not _detectron2_folders():
         return "make .venv, or build Detectron2 from its repository beside your own torch"
     if _compiled_ops_exist():
         return "build Detectron2 again, from its repository, for the torch and Python that are here"
-    return "mend what is broken above first; then install Detectron2 again"
+    return "mend what is broken above; if nothing is, install Detectron2 again"
 
 
 def find_gpu() -> str:
