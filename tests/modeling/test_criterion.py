@@ -1,0 +1,251 @@
+"""The losses of hand-made predictions and targets, worked out by hand.
+
+Two images, four locations whose anchors are the quarters of a 16 x 16 square, two classes. Two positives:
+image 0, location 1, class 1, in a box twice as high: IoU 1/2, GIoU 1/2, centerness sqrt(4/4 * 4/12);
+image 1, location 2, class 0, in a box 1.5 times as high: IoU 2/3, GIoU 2/3, centerness sqrt(4/4 * 4/8).
+Location 3 of image 1 is padding.
+"""
+
+import math
+from datetime import timedelta
+
+import pytest
+import torch
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_score
+from clq.modeling.head import Predictions
+from clq.modeling.losses import focal_loss, quality_focal_loss
+from clq.modeling.quality import Centerness, PredictedIoU
+from clq.modeling.scoring import ScoreRule
+from torch import tensor
+
+ANCHORS = tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])
+STRIDES = torch.full((4,), 8.0)
+LN2 = math.log(2)
+W = [3**-0.5, 2**-0.5]  # centerness of the two positives
+
+
+def make_targets(num_pos=2.0, **changes):
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    valid[1, 3] = False
+    fields = {
+        "image": tensor([0, 1]),
+        "location": tensor([1, 2]),
+        "gt_boxes": tensor([[8.0, 0, 16, 16], [0, 4, 8, 16]]),
+        "gt_classes": tensor([1, 0]),
+        "valid": valid,
+        "num_pos": tensor(num_pos),
+    }
+    return Targets(**{**fields, **changes})
+
+
+def no_objects():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return make_targets(2.0, image=nothing, location=nothing, gt_boxes=torch.zeros(0, 4), gt_classes=nothing)
+
+
+def make_predictions(channels=4, quality=True):
+    """All zero: class probability 1/2, the anchor itself as box, quality 1/2."""
+    shapes = [(2, 4, 2), (2, 4, channels), (2, 4, 1)]
+    tensors = [torch.zeros(s, requires_grad=True) for s in shapes]
+    return Predictions(*(tensors if quality else [*tensors[:2], None]))
+
+
+def atss():
+    return DetectionLoss(
+        ScoreRule(1.0, joint=False),
+        DeltaCoder(),
+        focal_loss,
+        soft_target=False,
+        quality=Centerness(),
+        box_weight=weigh_by_centerness,
+        box_loss_weight=2.0,
+    )
+
+
+def clq(**changes):
+    quality = {"quality": PredictedIoU(0.3), **changes}
+    return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **quality)
+
+
+def gfl():
+    coder = DistributionCoder(7)
+    return DetectionLoss(
+        ScoreRule(), coder, quality_focal_loss, soft_target=True, box_weight=weigh_by_score, box_loss_weight=2.0
+    )
+
+
+def check(losses, **expected):
+    assert {name: x.item() for name, x in losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert {(x.dtype, x.shape) for x in losses.values()} == {(torch.float32, ())}
+
+
+def bce(p, y):
+    return -y * math.log(p) - (1 - y) * math.log(1 - p)
+
+
+def qfl(p, y):
+    return (p - y) ** 2 * bce(p, y)
+
+
+@pytest.mark.parametrize("num_pos", [2.0, 5.0])
+def test_atss(num_pos):
+    predictions = make_predictions()
+    with torch.no_grad():
+        predictions.quality_logits[0, 1], predictions.quality_logits[1, 2] = math.log(3), -math.log(3)
+        predictions.cls_logits[1, 3] = 30.0  # padding: counts nowhere
+        predictions.quality_logits[0, 0] = 30.0  # a negative: has no quality to learn
+    check(
+        atss()(predictions, make_targets(num_pos), ANCHORS, STRIDES),
+        # 7 locations x 2 classes at 1/2, two of them positive: alpha_t (1/2)^2 ln 2.
+        loss_cls=(2 * 0.25 + 12 * 0.75) * 0.25 * LN2 / num_pos,
+        # Weighted by centerness and divided by the sum of the weights, whatever the number of positives.
+        loss_box=2 * (W[0] * 1 / 2 + W[1] * 1 / 3) / (W[0] + W[1]),
+        loss_quality=(bce(0.75, W[0]) + bce(0.25, W[1])) / num_pos,
+    )
+
+
+def test_weights_that_sum_to_less_than_one_are_divided_by_one():
+    targets = make_targets(1.0)
+    first = targets._replace(**{name: getattr(targets, name)[:1] for name in targets._fields[:4]})
+    losses = atss()(make_predictions(), first, ANCHORS, STRIDES)
+    assert losses["loss_box"].item() == pytest.approx(2 * W[0] / 2)
+
+
+@pytest.mark.parametrize("num_pos", [2.0, 5.0])
+def test_clq(num_pos):
+    predictions = make_predictions()
+    with torch.no_grad():
+        predictions.quality_logits[0] = math.log(3)
+        predictions.cls_logits[1, 3] = predictions.quality_logits[1, 3] = 30.0  # padding
+    p, p_other = 0.5 * 0.75**0.3, 0.5 * 0.5**0.3  # the joint score in image 0 and 1
+    cls = qfl(p, 0.5**0.3) + 7 * qfl(p, 0) + qfl(p_other, (2 / 3) ** 0.3) + 5 * qfl(p_other, 0)
+    check(
+        clq()(predictions, make_targets(num_pos), ANCHORS, STRIDES),
+        loss_cls=cls / num_pos,
+        loss_box=(1 / 2 + 1 / 3) / num_pos,
+        loss_quality=(bce(0.75, 1 / 2) + bce(0.5, 2 / 3)) / num_pos,
+    )
+
+
+def test_loss_weights_scale_their_own_loss():
+    plain = clq()(make_predictions(), make_targets(), ANCHORS, STRIDES)
+    scaled = clq(box_loss_weight=3.0, quality_loss_weight=0.5)(make_predictions(), make_targets(), ANCHORS, STRIDES)
+    factors = {"loss_cls": 1, "loss_box": 3, "loss_quality": 0.5}
+    check(scaled, **{name: plain[name].item() * factor for name, factor in factors.items()})
+
+
+def test_the_class_target_sits_at_the_class_of_its_own_positive():
+    """Lowering the loss raises exactly two of the sixteen class logits."""
+    for loss in (atss(), clq(), gfl()):
+        predictions = make_predictions(loss.coder.num_channels)
+        predictions.cls_logits.data.fill_(-6.0)
+        (grad,) = torch.autograd.grad(loss(predictions, make_targets(), ANCHORS, STRIDES)["loss_cls"], predictions[:1])
+        assert (grad < 0).nonzero().tolist() == [[0, 1, 1], [1, 2, 0]]
+        assert (grad == 0).nonzero()[:, :2].tolist() == [[1, 3], [1, 3]]
+
+
+def test_gfl_weighs_by_the_largest_class_score_without_gradient():
+    """Scores 3/4 and 1/4; all bins equal, so that each side lies 3.5 strides from the anchor's centre."""
+    predictions = make_predictions(32, quality=False)
+    with torch.no_grad():
+        predictions.cls_logits[0, 1, 0], predictions.cls_logits[0, 1, 1] = math.log(3), -5.0
+        predictions.cls_logits[1, 2] = tensor([-math.log(3), -7.0])
+    losses = gfl()(predictions, make_targets(), ANCHORS, STRIDES)
+    union = [56 * 56, 56 * 56]  # both ground truths lie inside the predicted square of 7 strides
+    giou_loss = [1 - 128 / union[0], 1 - 96 / union[1]]
+    assert losses.keys() == {"loss_cls", "loss_box", "loss_dfl"}
+    # The weights sum to 1.
+    assert losses["loss_box"].item() == pytest.approx(2 * (0.75 * giou_loss[0] + 0.25 * giou_loss[1]))
+    assert losses["loss_dfl"].item() == pytest.approx(0.25 * math.log(8))
+    for name in ("loss_box", "loss_dfl"):
+        assert torch.autograd.grad(losses[name], predictions[:1], allow_unused=True, retain_graph=True) == (None,)
+
+
+def test_targets_carry_no_gradient_into_the_boxes():
+    predictions = make_predictions()
+    losses = clq()(predictions, make_targets(), ANCHORS, STRIDES)
+    for name, reaches in (("loss_cls", False), ("loss_quality", False), ("loss_box", True)):
+        (grad,) = torch.autograd.grad(losses[name], predictions.box_pred, allow_unused=True, retain_graph=True)
+        assert (grad is not None and bool(grad.any())) == reaches
+    # The class loss trains the quality through the joint score; in ATSS it does not.
+    for loss, reaches in ((clq(), True), (atss(), False)):
+        predictions = make_predictions()
+        cls = loss(predictions, make_targets(), ANCHORS, STRIDES)["loss_cls"]
+        (grad,) = torch.autograd.grad(cls, predictions.quality_logits, allow_unused=True)
+        assert (grad is not None) == reaches
+
+
+@pytest.mark.parametrize("make", [atss, clq, gfl])
+def test_without_objects_the_keys_stay_and_every_gradient_is_there(make):
+    loss = make()
+    predictions = make_predictions(loss.coder.num_channels, quality=loss.quality is not None)
+    losses = loss(predictions, no_objects(), ANCHORS, STRIDES)
+    assert losses.keys() == loss(predictions, make_targets(), ANCHORS, STRIDES).keys()
+    assert {name for name, x in losses.items() if x.item() != 0} == {"loss_cls"}
+    sum(losses.values()).backward()
+    assert predictions.cls_logits.grad.any()
+    assert not predictions.box_pred.grad.any()
+    assert loss.quality is None or predictions.quality_logits.grad is not None
+
+
+def test_half_precision_predictions_give_the_losses_of_their_float32_values():
+    torch.manual_seed(0)
+    for loss in (atss(), clq(), gfl()):
+        predictions = make_predictions(loss.coder.num_channels)
+        half = Predictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions))
+        expected = loss(Predictions(*(x.float() for x in half)), make_targets(), ANCHORS, STRIDES)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = loss(half._replace(box_pred=half.box_pred.float()), make_targets(), ANCHORS, STRIDES)
+        check(losses, **{name: x.item() for name, x in expected.items()})
+
+
+def three_images():
+    """Random predictions, with 5, 0 and 2 positives in three images."""
+    torch.manual_seed(0)
+    image, location = tensor([0, 0, 0, 0, 0, 2, 2]), tensor([0, 1, 2, 3, 4, 1, 3])
+    corner = torch.rand(6, 2) * 50
+    anchors = torch.cat((corner, corner + 20), 1)
+    targets = Targets(
+        image, location, anchors[location] + tensor([-4.0, -2, 3, 5]), location % 2, torch.ones(3, 6) > 0, tensor(8.0)
+    )
+    return [torch.randn(3, 6, c) for c in (2, 4, 1, 32)], targets, anchors, torch.full((6,), 8.0)
+
+
+def losses_of_images(first, last):
+    """Summed losses of each row on the images from ``first`` to before ``last``, as if they were the whole batch."""
+    (cls, deltas, quality, bins), targets, anchors, strides = three_images()
+    keep = (targets.image >= first) & (targets.image < last)
+    own = targets._replace(
+        image=targets.image[keep] - first,
+        valid=targets.valid[first:last],
+        num_pos=tensor([5.0, 1.0, 2.0])[first:last].sum(),
+        **{name: getattr(targets, name)[keep] for name in ("location", "gt_boxes", "gt_classes")},
+    )
+    results = []
+    for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
+        predictions = Predictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
+        predictions = predictions if loss.quality else predictions._replace(quality_logits=None)
+        results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})
+    return results
+
+
+def on_rank(rank, folder, first, last):
+    """Saves the losses of one of two processes."""
+    where, timeout = f"file://{folder}/rendezvous", timedelta(minutes=3)
+    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timeout)
+    try:
+        torch.save(losses_of_images(first, last), f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_average_to_the_losses_of_one(tmp_path):
+    """One rank has image 0, the other has images 1 and 2: DDP averages their gradients to those of one big batch."""
+    other = torch.multiprocessing.get_context("spawn").Process(target=on_rank, args=(1, tmp_path, 1, 3))
+    other.start()
+    on_rank(0, tmp_path, 0, 1)
+    other.join()
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for together, one, two in zip(losses_of_images(0, 3), *ranks, strict=True):
+        assert {name: (one[name] + two[name]) / 2 for name in together} == pytest.approx(together, rel=1e-4)
