@@ -5,6 +5,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clq.errors import UserError
 
@@ -26,7 +27,7 @@ class TopLevelsFromP5(nn.Module):
         super().__init__()
         self.num_levels = num_levels
         for level in range(6, 6 + num_levels):
-            conv = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+            conv = Conv2d(channels, channels, kernel_size=3, stride=2)  # and padding 1, see forward
             weight_init.c2_xavier_fill(conv)
             self.add_module(f"p{level}", conv)
 
@@ -34,7 +35,9 @@ class TopLevelsFromP5(nn.Module):
         """P5 (N, C, H, W) -> [P6 (N, C, ceil(H/2), ceil(W/2)), P7, half of that again, ...]."""
         levels = [p5]
         for conv in self.children():
-            levels.append(conv(levels[-1]))
+            # Padded here and not in the convolution: torch 2.14's bfloat16 convolution on the CPU leaves part of its
+            # weight's gradient uninitialised where the input is one column wide (images of at most 64 pixels).
+            levels.append(conv(F.pad(levels[-1], (1, 1, 1, 1))))
         return levels[1:]
 
 
