@@ -29,7 +29,7 @@ demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, eval
 	@$(BIN)/python tools/plot_detections.py --config-file $(SAMPLE) --output $(OUT)/pictures \
 		MODEL.WEIGHTS $(OUT)/model_final.pth > $(OUT)/pictures.log 2>&1 || { cat $(OUT)/pictures.log; exit 1; }
 	@echo 'pictures    $(OUT)/pictures'
-	@echo 'metrics     $(OUT)/metrics.json, $(OUT)/inference/coco_instances_results.json'
+	@echo 'metrics     $(OUT)/metrics.json, $(OUT)/inference/sample_trees_val/coco_instances_results.json'
 	@echo 'checkpoint  $(OUT)/model_final.pth'
 
 test: .venv/installed  ## run the tests
