@@ -155,4 +155,5 @@ class AutocastTrainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if state_dict.get("grad_scaler"):  # a training without loss scaling has none to hand on
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

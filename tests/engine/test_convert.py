@@ -1,0 +1,160 @@
+"""MMDetection's names, written down from its own models, and what must become of them."""
+
+import logging
+from pathlib import Path
+
+import clq
+import pytest
+import torch
+import torchvision
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.head import DenseHead
+from detectron2.modeling import build_model
+from torch.nn import functional as F
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WIDTH, DEPTH, CLASSES = 32, 2, 7
+
+
+def mmdet_head(name="atss", box_channels=4):
+    """A random head: stacked convolutions with GN, predictors, one scalar scale a level."""
+    shapes = {}
+    for tower in ("cls", "reg"):
+        for i in range(DEPTH):
+            shapes[f"{tower}_convs.{i}.conv.weight"] = (WIDTH, WIDTH, 3, 3)
+            shapes[f"{tower}_convs.{i}.gn.weight"] = shapes[f"{tower}_convs.{i}.gn.bias"] = (WIDTH,)
+    outputs = {
+        f"{name}_cls": CLASSES,
+        f"{name}_reg": box_channels,
+        **({"atss_centerness": 1} if name == "atss" else {}),
+    }
+    for layer, channels in outputs.items():
+        shapes[f"{layer}.weight"], shapes[f"{layer}.bias"] = (channels, WIDTH, 3, 3), (channels,)
+    shapes.update({f"scales.{i}.scale": () for i in range(5)})
+    return {key: torch.randn(shape) for key, shape in shapes.items()}
+
+
+def mmdet_detector():
+    """ATSS on a ResNet-18: backbone., neck. and bbox_head."""
+    body = torchvision.models.resnet18().state_dict()
+    weights = {f"backbone.{k}": torch.rand_like(v.float()) for k, v in body.items() if not k.startswith("fc.")}
+    for i, channels in enumerate((128, 256, 512)):
+        weights[f"neck.lateral_convs.{i}.conv.weight"] = torch.randn(WIDTH, channels, 1, 1)
+        weights[f"neck.lateral_convs.{i}.conv.bias"] = torch.randn(WIDTH)
+    for i in range(5):
+        weights[f"neck.fpn_convs.{i}.conv.weight"] = torch.randn(WIDTH, WIDTH, 3, 3)
+        weights[f"neck.fpn_convs.{i}.conv.bias"] = torch.randn(WIDTH)
+    return {**weights, **{f"bbox_head.{k}": v for k, v in mmdet_head().items()}}
+
+
+def atss():
+    c = "MODEL.CLQ."
+    opts = [c + "CONV_DIM", WIDTH, c + "NUM_CONVS", DEPTH, c + "NUM_CLASSES", CLASSES, "MODEL.FPN.OUT_CHANNELS", WIDTH]
+    opts += ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "DATASETS.TRAIN", []]
+    return build_model(clq.setup_cfg(str(CONFIGS / "ATSS/atss_R_50_FPN_1x.yaml"), [*opts, "MODEL.DEVICE", "cpu"]))
+
+
+def load(model, weights):
+    """Loads all of it, into all of it."""
+    found = model.load_state_dict(weights, strict=True)
+    assert not found.missing_keys
+    assert not found.unexpected_keys
+
+
+def test_a_whole_detector_fills_a_model_of_its_size(caplog):
+    torch.manual_seed(0)
+    weights, model = mmdet_detector(), atss()
+    with caplog.at_level(logging.WARNING):
+        converted = clq.convert_mmdet(weights)
+    assert not caplog.records  # the batch counters have no place and need none
+    load(model, converted)
+    ours, pairs = (
+        model.state_dict(),
+        {
+            "backbone.layer3.1.conv2.weight": "backbone.bottom_up.res4.1.conv2.weight",
+            "backbone.layer2.0.downsample.1.running_var": "backbone.bottom_up.res3.0.shortcut.norm.running_var",
+            "neck.lateral_convs.0.conv.weight": "backbone.fpn_lateral3.weight",
+            "neck.fpn_convs.2.conv.bias": "backbone.fpn_output5.bias",
+            "neck.fpn_convs.3.conv.weight": "backbone.top_block.p6.weight",
+            "neck.fpn_convs.4.conv.weight": "backbone.top_block.p7.weight",
+            "bbox_head.cls_convs.1.gn.bias": "head.cls_tower.1.norm.bias",
+            "bbox_head.reg_convs.0.conv.weight": "head.reg_tower.0.weight",
+            "bbox_head.atss_centerness.bias": "head.quality_pred.bias",
+        },
+    )
+    for theirs, name in pairs.items():
+        assert torch.equal(ours[name], weights[theirs]), name
+    assert ours["head.scales"].tolist() == [weights[f"bbox_head.scales.{i}.scale"].item() for i in range(5)]
+
+
+def head_of_mmdet(weights, feature, level):
+    """What MMDetection's ATSS head computes: class logits, deltas, centerness logits."""
+    towers = {}
+    for tower in ("cls", "reg"):
+        x = feature
+        for i in range(DEPTH):
+            x = F.conv2d(x, weights[f"{tower}_convs.{i}.conv.weight"], padding=1)
+            gn = (weights[f"{tower}_convs.{i}.gn.{name}"] for name in ("weight", "bias"))
+            x = F.relu(F.group_norm(x, 32, *gn))
+        towers[tower] = x
+
+    def predict(name, x):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+    reg = predict("atss_reg", towers["reg"]) * weights[f"scales.{level}.scale"]
+    return predict("atss_cls", towers["cls"]), reg, predict("atss_centerness", towers["reg"])
+
+
+def test_a_converted_head_computes_what_the_original_does():
+    torch.manual_seed(0)
+    weights = mmdet_head()
+    head = DenseHead(
+        in_channels=WIDTH, num_levels=5, num_classes=CLASSES, coder=DeltaCoder(), num_convs=DEPTH, conv_dim=WIDTH
+    )
+    load(head, clq.convert_mmdet(weights))
+    features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
+    with torch.no_grad():
+        for level, (feature, *ours) in enumerate(zip(features, *head(features), strict=True)):
+            for mine, theirs in zip(ours, head_of_mmdet(weights, feature, level), strict=True):
+                torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_a_gfl_head_fits_distribution_coding(caplog):
+    weights = {**mmdet_head("gfl", 4 * 17), "integral.project": torch.arange(17.0)}
+    head = DenseHead(
+        in_channels=WIDTH,
+        num_levels=5,
+        num_classes=CLASSES,
+        coder=DistributionCoder(16),
+        num_convs=DEPTH,
+        conv_dim=WIDTH,
+        quality=False,
+    )
+    load(head, clq.convert_mmdet(weights))
+    assert torch.equal(head.box_pred.weight, weights["gfl_reg.weight"])
+    assert not caplog.records  # the bins' values are constants
+
+
+def test_scales_keep_the_order_of_their_levels():
+    weights = {f"scales.{i}.scale": torch.tensor([float(i)]) for i in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
+    assert clq.convert_mmdet(weights)["scales"].tolist() == list(range(11))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "bbox_head.vfnet_cls.weight",
+        "bbox_head.reg_conf.0.weight",
+        "backbone.layer1.0.attention.weight",
+        "neck.fpn_convs.5.conv.weight",
+        "neck.lateral_convs.0.bn.weight",
+        "roi_head.fc.weight",
+        "atss_cls_old.weight",
+    ],
+)
+def test_what_has_no_place_is_listed_and_left_out(key, caplog):
+    with caplog.at_level(logging.WARNING):
+        converted = clq.convert_mmdet({key: torch.zeros(1), "atss_cls.bias": torch.ones(2)})
+    assert list(converted) == ["cls_logits.bias"]
+    assert "no place for 1 weights" in caplog.text
+    assert key in caplog.text

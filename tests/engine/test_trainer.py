@@ -1,0 +1,176 @@
+import logging
+
+import clq
+import pytest
+import torch
+from clq.engine.trainer import AutocastTrainer, Trainer, build_step, learning_rate
+from clq.errors import UserError
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+
+class Squares(nn.Module):
+    """A layer and a norm with biases, whose output's squares are the loss; remembers the type it computed in."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.norm = nn.Linear(4, 3), nn.GroupNorm(1, 3)
+        self.factor = factor
+
+    def forward(self, x):
+        out = self.linear(x)
+        self.dtype = out.dtype
+        return {"loss_a": self.norm(out.float()).pow(2).sum() * self.factor, "loss_b": out.float().pow(2).mean()}
+
+
+def config(*opts):
+    return clq.setup_cfg(None, ["MODEL.DEVICE", "cpu", *opts])
+
+
+def run(step, steps=1):
+    with EventStorage():
+        for step.iter in range(steps):
+            step.run_step()
+
+
+def batches():
+    return [torch.full((2, 4), 0.5) + torch.eye(4)[:2]] * 100
+
+
+@pytest.mark.parametrize(
+    ("batch", "reference", "rate", "said"),
+    [
+        (16, 16, 0.01, "0.01 = SOLVER.BASE_LR 0.01 x 16 images a batch / 16"),
+        (4, 16, 0.0025, "0.0025 = SOLVER.BASE_LR 0.01 x 4 images"),
+        (64, 16, 0.04, "0.04 ="),
+        (4, 0, 0.01, "0.01: SOLVER.BASE_LR as it is"),
+    ],
+)
+def test_learning_rate_grows_with_the_batch_and_is_logged(batch, reference, rate, said, caplog):
+    opts = ["SOLVER.BASE_LR", 0.01, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_BATCH", reference]
+    with caplog.at_level(logging.INFO, logger="clq"):
+        assert learning_rate(config(*opts)) == pytest.approx(rate)
+    assert said in caplog.text
+
+
+def test_sgd_has_detectron2s_parameter_groups():
+    opts = ["SOLVER.BASE_LR", 0.02, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.MOMENTUM", 0.8]
+    opts += ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.3]
+    model = Squares()
+    optimizer = Trainer.build_optimizer(config(*opts), model)
+    assert type(optimizer) is torch.optim.SGD
+    found = {id(p): (g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found[id(model.linear.weight)] == pytest.approx((0.01, 0.1, 0.8))
+    assert found[id(model.linear.bias)] == pytest.approx((0.02, 0.3, 0.8))
+    assert found[id(model.norm.weight)] == pytest.approx((0.01, 0.0, 0.8))
+
+
+def test_adamw_and_unknown_optimizers():
+    model = Squares()
+    model.linear.bias.requires_grad = False  # frozen
+    optimizer = Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY", 0.05), model)
+    assert type(optimizer) is torch.optim.AdamW
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.05, 0.0}  # norms have none
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 3
+    with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER: Lion is not one of SGD, AdamW"):
+        Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "Lion"), model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_the_step_follows_the_config(dtype, expected):
+    model = Squares()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain = build_step(config(), model, batches(), optimizer)
+    assert type(plain) is SimpleTrainer
+    run(plain)
+    assert model.dtype == torch.float32
+    step = build_step(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype), model, batches(), optimizer)
+    run(step)
+    assert model.dtype == expected
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_unknown_type_is_named():
+    cfg = config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "fp8")
+    with pytest.raises(UserError, match=r"SOLVER\.AMP\.DTYPE: fp8 is not one of auto, fp16, bf16"):
+        build_step(cfg, Squares(), batches(), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_are_those_of_a_plain_loop_under_autocast(dtype):
+    model, other = Squares(0.1), Squares(0.1)
+    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, other))
+    run(AutocastTrainer(model, batches(), optimizer, "cpu", dtype), 3)
+    for x in batches()[:3]:
+        with torch.autocast("cpu", dtype):
+            losses = other(x)
+        plain.zero_grad()
+        sum(losses.values()).backward()
+        plain.step()
+    for p, q, start in zip(model.parameters(), other.parameters(), Squares().parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(p, start)
+
+
+def make_step(dtype, factor=0.1, clip=None):
+    opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.9, "SOLVER.WEIGHT_DECAY", 0.0]
+    if clip:
+        opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", clip]
+    model = Squares(factor)
+    return AutocastTrainer(model, batches(), Trainer.build_optimizer(config(*opts), model), "cpu", dtype)
+
+
+def test_gradients_are_clipped_at_their_true_size():
+    """With loss scaling they are 65,536 times larger; the optimizer clips what it gets."""
+    step = make_step(torch.float16, clip=0.01)
+    before = [p.detach().clone() for p in step.model.parameters()]
+    run(step)
+    moves = [(p - q).abs().max().item() for p, q in zip(step.model.parameters(), before, strict=True)]
+    assert max(moves) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale():
+    step = make_step(torch.float16, factor=1e36)  # times the scale: infinite
+    before = [p.detach().clone() for p in step.model.parameters()]
+    scale = step.grad_scaler.get_scale()
+    run(step)
+    assert all(torch.equal(p, q) for p, q in zip(step.model.parameters(), before, strict=True))
+    assert step.grad_scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_state_is_saved_and_resumed(dtype, tmp_path):
+    """Three steps, saved, and two more, against five in one go."""
+    first, whole = make_step(dtype), make_step(dtype)
+    for step in (first, whole):
+        step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4096.0, enabled=dtype is torch.float16)
+    run(first, 3)
+    torch.save((first.state_dict(), first.model.state_dict()), tmp_path / "state.pt")
+    run(whole, 5)
+    resumed = make_step(dtype)
+    state, weights = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.model.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    assert resumed.iter == 2
+    assert resumed.grad_scaler.get_scale() == (4096.0 if dtype is torch.float16 else 1.0)
+    run(resumed, 2)
+    for p, q in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("saved", ["plain", torch.bfloat16])
+def test_resuming_with_another_precision(saved):
+    """A training begun in float32 or bfloat16 has no loss scale to hand on; float16 starts with its own."""
+    step = make_step(torch.bfloat16)
+    if saved == "plain":
+        step = SimpleTrainer(step.model, batches(), step.optimizer)
+    run(step, 2)
+    resumed = make_step(torch.float16)
+    scale = resumed.grad_scaler.get_scale()
+    resumed.load_state_dict(step.state_dict())
+    assert resumed.grad_scaler.get_scale() == scale > 1
+    run(resumed)
