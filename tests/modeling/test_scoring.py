@@ -13,7 +13,8 @@ ALPHAS = (0.3, 1.0, 2.0)
 
 def exact(c, q, alpha, target):
     """log p, log(1 - p) and the gradient (d/dc, d/dq) of QFL (beta 2) towards ``target``, for float logits."""
-    with localcontext(prec=120):
+    with localcontext() as context:
+        context.prec = 120
         c, q, alpha, y = Decimal(c), Decimal(q), Decimal(alpha), Decimal(target)
         not_cls, not_quality = 1 / (1 + c.exp()), 1 / (1 + q.exp())
         p = (1 - not_cls) * (1 - not_quality) ** alpha

@@ -101,7 +101,10 @@ class Checkpointer(DetectionCheckpointer):
             path = self._fetch(path)
         elif self.strict:
             raise UserError("MODEL.WEIGHTS is empty: name the checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth.")
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 main's: an error would leave it set, and fail the next load
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what is resumed must be a checkpoint of exactly this model."""
