@@ -235,7 +235,7 @@ def test_scores_of_detections_are_those_of_the_row(row):
         ("QUALITY.ALPHA", 0.0, "alpha .* must be positive"),
         ("QUALITY.TARGET", "gt", "pred_box or anchor, not gt"),
         ("ALIGN.NAME", "dcn", "dcn is not one of none, learned, geometric"),
-        ("ALIGN.BACKEND", "cuda", "auto, torchvision or grid_sample, not cuda"),
+        ("ALIGN.BACKEND", "cuda", "torchvision or grid_sample or gather, not cuda"),
         ("CONV_DIM", 40, "40 channels"),
     ],
 )

@@ -112,7 +112,7 @@ def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
 
 
 @pytest.mark.parametrize("offsets", [GeometricOffsets, LearnedOffsets])
-@pytest.mark.parametrize("backend", ["torchvision", "grid_sample"])
+@pytest.mark.parametrize("backend", ["torchvision", "grid_sample", "gather"])
 def test_no_gradient_flows_from_the_classes_into_the_boxes(offsets, backend):
     head = make_head(align=AlignConv(32, offsets(), backend))
     features = [f.requires_grad_() for f in make_features()]

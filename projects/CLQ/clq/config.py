@@ -60,7 +60,7 @@ def _add_model(cfg: CfgNode) -> None:
 
     c.ALIGN = CfgNode()
     c.ALIGN.NAME = "geometric"  # none | learned (1x1 conv on the regressed box) | geometric (taps spread over it)
-    c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample (the same, exactly, in plain torch)
+    c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (the same in plain torch)
 
     c.SCORE_THRESH = 0.05  # final score (ATSS: class score) below which nothing is a candidate
     c.TOPK_CANDIDATES = 1000  # per level, before NMS

@@ -104,7 +104,9 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super().load(path, checkpointables)
         finally:
-            self._parsed_url_during_load = None  # Detectron2 main's: an error would leave it set, and fail the next load
+            self._parsed_url_during_load = (
+                None  # Detectron2 main's: an error would leave it set, and fail the next load
+            )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what is resumed must be a checkpoint of exactly this model."""
