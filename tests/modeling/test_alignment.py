@@ -105,7 +105,7 @@ def test_under_autocast_the_sampling_stays_exact(backend, offsets):
         else:
             box[0, 0] = box[0, 2] = -240.375
     with torch.autocast("cpu", torch.bfloat16):
-        out = align(ramp.bfloat16(), box)
+        out = align(ramp.bfloat16().requires_grad_(), box)
         out.float().sum().backward()
     assert out[0, 0, 0, 250].item() == 9.625
     assert align.conv.weight.grad.isfinite().all()

@@ -18,7 +18,7 @@ def make_head(coder=None, **changes):
 
 def make_features(n=2):
     torch.manual_seed(1)
-    return [torch.randn(n, 32, h, w) for h, w in SIZES]
+    return [torch.randn(n, 32, h, w, requires_grad=True) for h, w in SIZES]
 
 
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
@@ -115,7 +115,7 @@ def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
 @pytest.mark.parametrize("backend", ["torchvision", "grid_sample", "gather"])
 def test_no_gradient_flows_from_the_classes_into_the_boxes(offsets, backend):
     head = make_head(align=AlignConv(32, offsets(), backend))
-    features = [f.requires_grad_() for f in make_features()]
+    features = make_features()
     sum(x.square().sum() for x in head(features).cls_logits).backward()
     touched = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None}
     assert touched == {"cls_tower", "cls_logits", "align"}
