@@ -4,8 +4,10 @@ This file and the ``from_config`` methods are the only readers of keys; parts ta
 """
 
 import difflib
+import functools
 import logging
 import os
+import re
 from collections.abc import Sequence
 
 import torch
@@ -83,7 +85,7 @@ def _add_training(cfg: CfgNode) -> None:
     aug.FLIP_VERTICAL = False
 
 
-def setup_cfg(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
+def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
     """Defaults, then the project's keys, then the file, then the overrides; registers ``DATASETS.COCO_JSON``.
 
     Nothing in the file executes: tags such as ``!!python/object`` are refused. A config that asks for CUDA on a machine
@@ -91,21 +93,64 @@ def setup_cfg(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
 
     Args:
         config_file: path of a yaml file (its ``_BASE_`` is followed), or None for the defaults.
-        opts: ``KEY VALUE KEY VALUE ...`` overrides, as from a command line.
+        opts: ``KEY VALUE KEY VALUE ...`` overrides; a value may be text, as from a command line, or what it stands for.
 
     Raises:
-        UserError: no such file, yaml that is not plain, an unknown key, a value of the wrong type.
+        UserError: no such file, yaml that is not plain, an unknown key, a value of the wrong type, no such device.
     """
     cfg = get_cfg()
     add_clq_config(cfg)
     if config_file:
         _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA device here: MODEL.DEVICE %s -> cpu", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = _device_here(cfg.MODEL.DEVICE)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     return cfg
+
+
+# Keys under MODEL.CLQ, what their numbers must be, and whether one is.
+_RANGES = {
+    "ANCHOR_SCALE": ("above 0", lambda v: v > 0),
+    "ANCHOR_OFFSET": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "NUM_CONVS": ("at least 0", lambda v: v >= 0),
+    "CONV_DIM": ("at least 1", lambda v: v >= 1),
+    "PRIOR_PROB": ("above 0 and below 1", lambda v: 0 < v < 1),
+    "TOPK": ("at least 1", lambda v: v >= 1),
+    "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
+    "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
+    "CLS.BETA": ("at least 1", lambda v: v >= 1),
+    "SCORE_THRESH": ("below 1", lambda v: v < 1),
+    "TOPK_CANDIDATES": ("at least 1", lambda v: v >= 1),
+    "NMS_THRESH": ("at least 0", lambda v: v >= 0),
+}
+
+
+def check_ranges(cfg: CfgNode) -> None:
+    """Checks the numbers of the detector, which a config can set to anything of their type.
+
+    Raises:
+        UserError: the first that is out of its range.
+    """
+    for key, (what, holds) in _RANGES.items():
+        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
+        if value is None or not holds(value):
+            raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
+
+
+def _device_here(name: str) -> str:
+    """The device of this machine for ``MODEL.DEVICE``: the CPU for a GPU where there is none."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as e:
+        raise UserError(f"MODEL.DEVICE {name}: no such device; use cuda, cuda:0, cuda:1, ... or cpu.") from e
+    if device.type != "cuda":
+        return name
+    if not torch.cuda.is_available():
+        logger.warning("No CUDA device here: MODEL.DEVICE %s -> cpu", name)
+        return "cpu"
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE {name}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0.")
+    return name
 
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
@@ -115,30 +160,49 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as e:
         raise UserError(f"{path}: only plain yaml is read ({e.problem}); write lists as [a, b].") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid yaml: {' '.join(str(e).split())}") from e
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: its _BASE_ {e.filename} does not exist; write it relative to the file.") from e
+    except OSError as e:
+        raise UserError(f"{path}: {e.filename} cannot be read ({e.strerror}); a _BASE_ is relative to its file.") from e
+    except RecursionError as e:
+        raise UserError(f"{path}: is its own _BASE_, by way of others or directly; name another.") from e
+    except (TypeError, AttributeError) as e:  # yacs takes it for granted that files and groups are mappings
+        raise UserError(
+            f"{path}: it or its _BASE_ is not nested KEY: value pairs as in configs/, or is empty; correct it."
+        ) from e
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"{path}: {_explain(cfg, e)}") from e
 
 
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+def _merge_opts(cfg: CfgNode, opts: list) -> None:
     if len(opts) % 2:
-        raise UserError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {' '.join(opts)}")
+        raise UserError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, ValueError, AssertionError, AttributeError) as e:
-            raise UserError(f"{key} {value}: {_explain(cfg, e, key)}") from e
+        except (TypeError, AttributeError) as e:  # not a string, or goes on below a value
+            raise UserError(f"{key} {value}: {_unknown(cfg, str(key))}") from e
+        except (KeyError, ValueError, AssertionError) as e:
+            raise UserError(f"{key} {value}: {_explain(cfg, e)}") from e
 
 
-def _explain(cfg: CfgNode, error: Exception, key: str = "") -> str:
-    """A yacs error in one line, with the nearest existing keys when a key is unknown."""
+def _explain(cfg: CfgNode, error: Exception) -> str:
+    """An error of yacs in one line: the keys that exist beside an unknown one, how to write a value of another type."""
     message = " ".join(str(error.args[0] if error.args else error).split())
-    if not isinstance(error, (KeyError, AssertionError)) or "ey" not in message:
+    if match := re.fullmatch(r"Non-existent (?:config )?key: ?(\S*)", message):
+        return _unknown(cfg, match[1])
+    match = re.fullmatch(r"Type mismatch \(<class '(\S+)'> vs. <class '(\S+)'>\) .* for config key: (\S+)", message)
+    if not match:
         return message
-    key = key or message.rsplit(":", 1)[-1].strip()
+    wanted, given, key = match.groups()
+    value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
+    if isinstance(value, CfgNode):
+        return f"{key} is a group of keys ({', '.join(value)}), not a value."
+    # The value that is there shows how one is written: 2.0 where a float is wanted, ('a',) for a tuple.
+    return f"{key} must be of type {wanted}, such as {value!r}; this is of type {given.rsplit('.', 1)[-1]}."
+
+
+def _unknown(cfg: CfgNode, key: str) -> str:
     near = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.5)
     return f"there is no config key {key}" + (f"; did you mean {' or '.join(near)}?" if near else ".")
 

@@ -45,12 +45,12 @@ class TopLevelsFromP5(nn.Module):
 def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """P3 to P7 (strides 8 to 128) of any ResNet or ResNeXt that ``MODEL.RESNETS`` describes.
 
-    Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not name are not built: each parameter gets a gradient.
+    Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not need are not built: each parameter gets a gradient.
 
     Raises:
         UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from.
     """
-    num_top_levels = sum(name in cfg.MODEL.CLQ.IN_FEATURES for name in ("p6", "p7"))
+    num_top_levels = 2 if "p7" in cfg.MODEL.CLQ.IN_FEATURES else int("p6" in cfg.MODEL.CLQ.IN_FEATURES)
     in_features = cfg.MODEL.FPN.IN_FEATURES
     if not in_features or in_features[-1] != "res5":
         raise UserError(f"MODEL.FPN.IN_FEATURES {in_features}: must end with res5, since P6 is made from P5.")

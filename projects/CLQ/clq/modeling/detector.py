@@ -8,12 +8,14 @@ from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from clq.config import check_ranges
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError
 from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
@@ -70,9 +72,10 @@ class CLQ(DenseDetector):
         Raises:
             UserError: a part or a setting of one that does not exist.
         """
+        check_ranges(cfg)
         c = cfg.MODEL.CLQ
         backbone = build_backbone(cfg)
-        shapes = [backbone.output_shape()[f] for f in c.IN_FEATURES]
+        shapes = _shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
         coder = _choose(
             "BOX.CODING",
@@ -151,7 +154,14 @@ class CLQ(DenseDetector):
         ]
 
 
-def _build_head(cfg: CfgNode, shapes: list, coder, quality: bool) -> DenseHead:
+def _shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
+    there = backbone.output_shape()
+    if not levels or not set(levels) <= set(there):
+        raise UserError(f"MODEL.CLQ.IN_FEATURES {levels}: name one or more that the backbone has: {', '.join(there)}.")
+    return [there[level] for level in levels]
+
+
+def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality: bool) -> DenseHead:
     c = cfg.MODEL.CLQ
     channels = shapes[0].channels
     align = _choose(
