@@ -158,3 +158,11 @@ def test_what_has_no_place_is_listed_and_left_out(key, caplog):
     assert list(converted) == ["cls_logits.bias"]
     assert "no place for 1 weights" in caplog.text
     assert key in caplog.text
+
+
+def test_a_whole_checkpoint_converts_like_its_weights():
+    weights = mmdet_detector()
+    converted = clq.convert_mmdet({"meta": {"epoch": 12}, "state_dict": weights})
+    expected = clq.convert_mmdet(weights)
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[k], expected[k]) for k in expected)
