@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clq
 import pytest
 import torch
+from clq.engine.trainer import Trainer, learning_rate
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["DATASETS.TEST", "[]", "SOLVER.BASE_LR", "0.004"]
@@ -36,6 +38,14 @@ def test_learning_rate_is_scaled_to_the_batch_and_logged(trained):
     # The config: BASE_LR 0.004 for 8 images, 4 in a batch.
     assert "Learning rate 0.002 = SOLVER.BASE_LR 0.004 x 4 images a batch / 8" in (trained / "log.txt").read_text()
     assert {group["initial_lr"] for group in optimizer(trained)["param_groups"]} == {0.002}
+
+
+@pytest.mark.parametrize("reference_batch, rate", [(8, 0.002), (0, 0.008)])  # from BASE_LR 0.004
+def test_more_workers_than_the_config_is_for_scale_the_rate_once(tiny, reference_batch, rate):
+    opts = ["SOLVER.REFERENCE_WORLD_SIZE", 1, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_BATCH", reference_batch]
+    cfg = Trainer.auto_scale_workers(clq.setup_cfg(tiny, opts), 2)
+    assert cfg.SOLVER.IMS_PER_BATCH == 4
+    assert learning_rate(cfg) == pytest.approx(rate)
 
 
 def test_eval_only_prints_what_training_printed(tiny, trained, tmp_path, run):

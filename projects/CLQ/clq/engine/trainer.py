@@ -42,6 +42,16 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Detectron2's, but for the learning rate: :func:`learning_rate` scales it with the batch, once."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg and cfg.SOLVER.REFERENCE_BATCH > 0:
+            scaled.defrost()
+            scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR
+            scaled.freeze()
+        return scaled
+
     def train(self) -> dict | None:
         """Runs the training; returns the last evaluation's results on the main process."""
         super().train()
