@@ -107,6 +107,13 @@ def test_classes_must_agree_by_name_and_order_not_by_id(make):
         check([train], [make("more", categories=((7, "dog"), (3, "cat"), (9, "emu")))])
 
 
+def test_without_training_sets_the_classes_are_counted(make):
+    detector = ["MODEL.META_ARCHITECTURE", "CLQ", "MODEL.CLQ.NUM_CLASSES", 2]
+    check([], [make("two")], splits=("TEST",), opts=detector)
+    with pytest.raises(UserError, match=r"^data set three has 3 classes, but the detector.* 2;"):
+        check([], [make("three", categories=((7, "a"), (3, "b"), (9, "c")))], splits=("TEST",), opts=detector)
+
+
 def test_empty_and_unknown_splits(make):
     with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
         check([make("train")], [], splits=("TEST",))

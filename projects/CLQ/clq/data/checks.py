@@ -10,7 +10,15 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from clq.data.datasets import class_names, is_declared, names_by_id, read_coco_json, require_files, require_known
+from clq.data.datasets import (
+    class_names,
+    is_declared,
+    names_by_id,
+    read_coco_json,
+    require_files,
+    require_known,
+    resolve_num_classes,
+)
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -40,10 +48,11 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
     """Checks the data sets that a config names, once each.
 
     Every one must have its files, unique ids, known categories and finite boxes, and the same classes in the same order
-    as the first; a training set, at least one box. Logged as warnings, with counts: boxes without an area (Detectron2
-    drops them in training; as ground truth nothing can find them), boxes that leave their image (it clips them), and
-    more objects in an image than ``TEST.DETECTIONS_PER_IMAGE``. Of Detectron2's own data sets only the existence of the
-    files is checked; of those that code registered without a json, nothing but the classes.
+    as the first (without training sets: as many as the detector); a training set, at least one box. Logged as warnings,
+    with counts: boxes without an area (Detectron2 drops them in training; as ground truth nothing can find them), boxes
+    that leave their image (it clips them), and more objects in an image than ``TEST.DETECTIONS_PER_IMAGE``. Of
+    Detectron2's own data sets only the existence of the files is checked; of those that code registered without a json,
+    nothing but the classes.
 
     Args:
         cfg: config with ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -64,6 +73,8 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
             _check_classes(summaries, next(iter(summaries)), name)
             if summaries[name].num_images is not None:
                 _check_use(name, split, summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE)
+    if "TRAIN" not in splits and cfg.MODEL.META_ARCHITECTURE == "CLQ":
+        _check_number(summaries, resolve_num_classes(cfg))
 
 
 def _check_one(name: str) -> Summary:
@@ -191,6 +202,15 @@ def _check_classes(summaries: dict[str, Summary], first: str, name: str) -> None
         f"data sets {first} ({len(theirs)} classes) and {name} ({len(ours)}) must have the same categories in the "
         f"same order of id: {why}."
     )
+
+
+def _check_number(summaries: dict[str, Summary], num_classes: int) -> None:
+    for name, summary in summaries.items():
+        if len(summary.classes) != num_classes:
+            raise UserError(
+                f"data set {name} has {len(summary.classes)} classes, but the detector, by MODEL.CLQ.NUM_CLASSES or "
+                f"DATASETS.TRAIN, {num_classes}; evaluate on data of the same classes."
+            )
 
 
 def _check_use(name: str, split: str, summary: Summary, detections_per_image: int) -> None:
