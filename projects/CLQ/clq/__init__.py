@@ -8,6 +8,24 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
     from clq.engine.convert import convert_mmdet
     from clq.errors import UserError
     from clq.modeling.backbone import build_dense_resnet_fpn_backbone
+    from clq.modeling.box_coding import DeltaCoder, DistributionCoder
     from clq.modeling.detector import CLQ
+    from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
+    from clq.modeling.matcher import match_atss
+    from clq.modeling.scoring import LogScore, joint_score
 
-__all__ = ["CLQ", "UserError", "add_clq_config", "build_dense_resnet_fpn_backbone", "convert_mmdet", "setup_cfg"]
+__all__ = [
+    "CLQ",
+    "DeltaCoder",
+    "DistributionCoder",
+    "LogScore",
+    "UserError",
+    "add_clq_config",
+    "build_dense_resnet_fpn_backbone",
+    "convert_mmdet",
+    "distribution_focal_loss",
+    "joint_score",
+    "match_atss",
+    "quality_focal_loss",
+    "setup_cfg",
+]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clq.modeling.losses import distribution_focal_loss
+from clq.modeling.scoring import at_least_float32
 
 # Width and height change by at most this factor either way (R-CNN's max ratio; both sides, as MMDetection does).
 _MAX_LOG_RATIO = math.log(1000.0 / 16.0)
@@ -39,7 +40,7 @@ class DeltaCoder:
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
         """Boxes (..., 4) XYXY in the units of ``anchors``, from deltas (..., 4); ``strides`` are not needed here."""
-        dx, dy, dw, dh = _to_float32(pred).unbind(-1)
+        dx, dy, dw, dh = at_least_float32(pred).unbind(-1)
         wx, wy, ww, wh = self.weights
         center, size = _center_size(anchors)
         center = center + torch.stack((dx / wx, dy / wy), -1) * size
@@ -72,7 +73,7 @@ class DistributionCoder:
 
     def probabilities(self, pred: Tensor) -> Tensor:
         """(..., 4, n + 1) softmax over the bins of left, top, right and bottom, from logits (..., 4 (n + 1))."""
-        return _to_float32(pred).unflatten(-1, (4, self.reg_max + 1)).softmax(-1)
+        return at_least_float32(pred).unflatten(-1, (4, self.reg_max + 1)).softmax(-1)
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
         """Boxes (..., 4) XYXY in the units of ``anchors``, from logits (..., 4 (n + 1)) and strides (...)."""
@@ -100,7 +101,3 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Centre (..., 2) and size (..., 2) of XYXY boxes (..., 4)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return (top_left + bottom_right) * 0.5, bottom_right - top_left
-
-
-def _to_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,11 +3,10 @@
 GIoU is torchvision's and binary cross entropy is torch's: they are called where they are used.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clq.modeling.scoring import LogScore
+from clq.modeling.scoring import LogScore, at_least_float32
 
 
 def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Tensor:
@@ -23,7 +22,7 @@ def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Te
     Returns:
         The loss of each element, in the shape of the score.
     """
-    log_p, log_not_p = score
+    log_p, log_not_p = map(at_least_float32, score)
     bce = -(target * log_p + (1 - target) * log_not_p)
     return (target - log_p.exp()).abs().pow(beta) * bce
 
@@ -42,7 +41,7 @@ def focal_loss(score: LogScore, target: Tensor, alpha: float = 0.25, gamma: floa
     Returns:
         The loss of each element, in the shape of the score.
     """
-    log_p, log_not_p = score
+    log_p, log_not_p = map(at_least_float32, score)
     positive = alpha * (gamma * log_not_p).exp() * log_p
     negative = (1 - alpha) * (gamma * log_p).exp() * log_not_p
     return -(target * positive + (1 - target) * negative)
@@ -58,7 +57,7 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         (P,) loss of each distribution.
     """
-    log_prob = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    log_prob = F.log_softmax(at_least_float32(logits), dim=-1)
     left = target.floor().clamp(max=logits.shape[-1] - 2)  # target n itself is the right neighbour of n - 1
     right_weight = target - left
     index = left.long().unsqueeze(-1)

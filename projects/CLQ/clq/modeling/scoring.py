@@ -40,13 +40,13 @@ def joint_score(cls_logits: Tensor, quality_logits: Tensor | None, alpha: float 
     Raises:
         ValueError: alpha is not positive.
     """
-    c = _at_least_float32(cls_logits)
+    c = at_least_float32(cls_logits)
     log_cls, log_not_cls = F.logsigmoid(c), F.logsigmoid(-c)
     if quality_logits is None:
         return LogScore(log_cls, log_not_cls)
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    q = _at_least_float32(quality_logits)
+    q = at_least_float32(quality_logits)
     if q.dim() == c.dim() - 1:
         q = q.unsqueeze(-1)
     log_quality = alpha * F.logsigmoid(q)
@@ -71,7 +71,8 @@ def _log_one_minus_quality(q: Tensor, log_quality: Tensor, alpha: float) -> Tens
     return torch.where(saturated, math.log(alpha) - q, log1mexp)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """float32, or float64 as it is: half precision rounds log scores to infinity and boxes to whole pixels."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
