@@ -132,6 +132,13 @@ def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path,
     assert f"{other_classes}: trained for 3 classes, but this model has 2; use" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("asked", [("--num-gpus", 2), ("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:1")])
+def test_more_gpus_than_there_are(asked, tiny, run, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert run("train_net.py", "--config-file", tiny, *asked) == 2
+    assert "this machine has 0 GPU(s); ask for fewer" in capsys.readouterr().err
+
+
 def test_command_line_ends_with_one_line_and_status_2():
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", "gone.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -27,11 +27,10 @@ def launch_cli(main: Callable, args) -> None:
         main: called as ``main(args)`` in each process.
         args: of :func:`detectron2.engine.default_argument_parser`.
     """
-    if args.num_gpus > max(torch.cuda.device_count(), 1):
-        found = torch.cuda.device_count()
-        print(
-            f"{sys.argv[0]}: --num-gpus {args.num_gpus}, but this machine has {found}; ask for fewer.", file=sys.stderr
-        )
+    found = torch.cuda.device_count()
+    if args.num_gpus > found and args.num_gpus * args.num_machines > 1:  # one process may do without
+        asked = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}"
+        print(f"{sys.argv[0]}: {asked}: this machine has {found} GPU(s); ask for fewer.", file=sys.stderr)
         sys.exit(2)
     try:
         launch(run_cli, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
