@@ -25,15 +25,24 @@ STRIDES = [8, 16, 32, 64, 128]
 
 
 def alternate(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, after one uncounted call of each."""
+    """Median seconds of one call of each side; a repetition is as many as fit into 0.1 s, or one.
+
+    So neither side is measured on what the other has left of caches and allocator alone.
+    """
+    calls = {name: max(1, int(0.1 / seconds_of(call, 1))) for name, call in sides.items()}
     seconds = {name: [] for name in sides}
-    for i in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(call, calls[name]))
     return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def seconds_of(call: Callable, times: int) -> float:
+    """Mean seconds of a call, over so many."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
 
 
 def textbook_atss(grid_sizes, strides, gt_boxes, topk: int = 9, scale: float = 8.0):
@@ -145,8 +154,8 @@ def main() -> None:
     parser.add_argument("--config-file", default="configs/CLQ/clq_R_50_FPN_1x.yaml", metavar="FILE")
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--repeats", type=int, default=5, help="counted repetitions of each side")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args()
+    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides of the config")
+    args = parser.parse_intermixed_args()
     torch.manual_seed(0)
     (benchmark_matching if args.what == "matching" else benchmark_step)(args)
 

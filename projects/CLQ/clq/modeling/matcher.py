@@ -14,7 +14,7 @@ import torch
 from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor
 
-_NO_CELL = torch.iinfo(torch.int64).max
+_INFINITELY_FAR = 0x7F800000 << 32  # the bits of float32's infinity, in the high half of a key
 _INSIDE_MARGIN = 0.01  # pixels
 
 
@@ -110,14 +110,15 @@ class ATSSMatcher:
         index = _nearest_on_line(center / strides[:, None] - self.center_offset, available, self.topk)  # (T, L, 2, k)
         offset = (index + self.center_offset) * strides[:, None, None] - center[..., None]
         exists = torch.arange(self.topk, device=boxes.device) < available[..., None]
+        squared = offset.square().where(exists, torch.inf)
+        index = index.clamp(min=0)  # where nothing exists it may be negative, and would spoil the key
         columns, rows = self.candidate_ranks.to(boxes.device)
-        squared = offset[..., 0, columns].square() + offset[..., 1, rows].square()  # (T, L, C)
-        cell = index[..., 1, rows] * widths[:, None] + index[..., 0, columns]
+        distance = squared[..., 0, :].index_select(-1, columns) + squared[..., 1, :].index_select(-1, rows)  # (T, L, C)
+        cell = (index[..., 1, :] * widths[:, None]).index_select(-1, rows) + index[..., 0, :].index_select(-1, columns)
         # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does.
-        key = (squared.view(torch.int32).long() << 32) | cell
-        key = key.where(exists[..., 0, columns] & exists[..., 1, rows], _NO_CELL)
+        key = (distance.view(torch.int32).long() << 32) | cell
         key = key.topk(self.topk, dim=-1, largest=False, sorted=False).values
-        return torch.where(key == _NO_CELL, -1, key & 0xFFFFFFFF)
+        return torch.where(key >= _INFINITELY_FAR, -1, key & 0xFFFFFFFF)
 
     def _select(self, boxes: Tensor, cells: Tensor, widths: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
         """IoU (T, L, k) of the candidates with their ground truth, and which of them it takes (T, L, k)."""
