@@ -14,6 +14,7 @@ import sys
 import time
 
 import clq
+from clq.data.images import read_image
 from clq.engine.drawing import draw_detections
 from clq.engine.launch import run_cli
 from clq.engine.predictor import (
@@ -22,7 +23,6 @@ from clq.engine.predictor import (
     find_categories,
     find_images,
     picture_names,
-    read_image,
     to_json,
 )
 from clq.errors import UserError
@@ -74,11 +74,11 @@ def main(argv=None):
         start = time.perf_counter()
         try:
             image = read_image(path, cfg.INPUT.FORMAT)
-        except Exception as e:  # a damaged file can raise anything
-            print(f"{path}: skipped, it cannot be read as an image ({e})", file=sys.stderr)
+            found = predictor(image)
+        except UserError as e:
+            print(f"{path}: skipped: {e}", file=sys.stderr)
             status = 1
             continue
-        found = predictor(image)
         found = found[found.scores >= args.confidence_threshold]
         results += to_json(found, categories, cfg.MODEL.CLQ.QUALITY.NAME, image_id=i, file_name=path)
         target = os.path.join(args.output, picture)

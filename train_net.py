@@ -11,6 +11,7 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.launch import launch_cli
+from clq.engine.settings import check_model, check_training, make_output_dir
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -20,6 +21,10 @@ from detectron2.utils.logger import setup_logger
 def setup(args):
     """The frozen config, with the number of classes filled in, so that the saved copy needs no training set."""
     cfg = clq.setup_cfg(args.config_file, args.opts)
+    check_model(cfg)
+    if not args.eval_only:
+        check_training(cfg)
+    make_output_dir(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup sets up Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if cfg.MODEL.META_ARCHITECTURE == "CLQ":

@@ -81,15 +81,17 @@ def test_damaged_image_is_named_and_skipped(demo, shapes, tmp_path, capsys):
     whole = (shapes / "0.png").read_bytes()
     (tmp_path / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in" / "text.jpg").write_text("no image")
+    Image.new("RGB", (3000, 1)).save(tmp_path / "in" / "thin.png")
     shutil.copy(shapes / "1.png", tmp_path / "in" / "whole.png")
-    status, pictures, results = demo(tmp_path / "in")
+    resize = ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 200]
+    status, pictures, results = demo(tmp_path / "in", opts=resize)
     assert (status, pictures) == (1, ["whole.png"])
-    assert {r["image_id"] for r in results} == {2}
+    assert {r["image_id"] for r in results} == {3}
     out, err = capsys.readouterr()
     assert [line.split(": ")[0] for line in err.splitlines()] == [
-        str(tmp_path / "in" / n) for n in ("cut.png", "text.jpg")
+        str(tmp_path / "in" / n) for n in ("cut.png", "text.jpg", "thin.png")
     ]
-    assert f"[3/3] {tmp_path / 'in' / 'whole.png'}: {len(results)} detections" in out
+    assert f"[4/4] {tmp_path / 'in' / 'whole.png'}: {len(results)} detections" in out
 
 
 def test_same_names_get_pictures_of_their_own(demo, shapes, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,28 @@ def test_resume_continues_where_the_training_stopped(tiny, tmp_path, run):
     assert checkpoint(tmp_path)["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 5
 
 
+def test_resume_with_another_optimizer(tiny, trained, tmp_path, run, capsys):
+    for name in ("model_final.pth", "last_checkpoint"):
+        shutil.copy(trained / name, tmp_path)
+    argv = ["--config-file", tiny, "--resume", *SHORT, "OUTPUT_DIR", tmp_path, "SOLVER.OPTIMIZER"]
+    assert run("train_net.py", *argv, "SGD") == 2
+    assert "SOLVER.OPTIMIZER SGD: the checkpoint to resume is of a training with another" in capsys.readouterr().err
+
+
+def test_unreadable_training_image(tiny, trained, tmp_path, run, capsys):
+    """Named in one line, also when a process of the loader finds it."""
+    data = Path(tiny).parent
+    shutil.copytree(data / "shapes_train", tmp_path / "images")
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    train = entry("damaged", json=data / "shapes_train.json", images=tmp_path / "images")
+    for workers in (0, 1):
+        opts = ["DATASETS.COCO_JSON", train, "DATASETS.TRAIN", "['damaged']", "DATALOADER.NUM_WORKERS", workers]
+        assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", tmp_path / "out", *SHORT, *opts) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(rf"image {tmp_path}/images/\S+: cannot be read", line)
+
+
 def test_weights_of_other_classes_start_a_training_with_a_new_class_layer(tiny, trained, other_classes, tmp_path, run):
     opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 1, *SHORT]
     assert run("train_net.py", "--config-file", tiny, *opts) == 0
@@ -113,6 +136,13 @@ MISTAKES = {
     "weights": (["MODEL.WEIGHTS", "gone.pth"], ["gone.pth: no such file", "MODEL.WEIGHTS"]),
     "part": (["MODEL.CLQ.QUALITY.NAME", "iuo"], ["QUALITY.NAME: iuo is not one of none, centerness, iou"]),
     "optimizer": (["SOLVER.OPTIMIZER", "Adam"], ["SOLVER.OPTIMIZER: Adam is not one of SGD, AdamW"]),
+    "model": (["MODEL.META_ARCHITECTURE", "CQL"], ["MODEL.META_ARCHITECTURE CQL", "not one of", "RetinaNet"]),
+    "backbone": (["MODEL.BACKBONE.NAME", "resnet"], ["MODEL.BACKBONE.NAME resnet", "build_dense_resnet_fpn_backbone"]),
+    "depth": (["MODEL.RESNETS.DEPTH", 20], ["MODEL.RESNETS.DEPTH 20", "18, 34, 50"]),
+    "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["SOLVER.LR_SCHEDULER_NAME Cosine", "WarmupCosineLR"]),
+    "sampler": (["DATALOADER.SAMPLER_TRAIN", "Random"], ["DATALOADER.SAMPLER_TRAIN Random", "TrainingSampler"]),
+    "batch": (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH 0", "at least 1"]),
+    "folder": (["OUTPUT_DIR", __file__], [f"OUTPUT_DIR {__file__}", "choose another"]),
     "json": (["DATASETS.COCO_JSON", entry("shapes_train", json="gone.json", images=".")], ["gone.json does not exist"]),
 }
 

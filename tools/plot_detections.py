@@ -12,23 +12,31 @@ import os
 import clq
 from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
+from clq.data.images import read_image
 from clq.engine.drawing import compare, crop, populated_window
 from clq.engine.launch import run_cli
-from clq.engine.predictor import DRAWING_THRESHOLD, Predictor, read_image
+from clq.engine.predictor import DRAWING_THRESHOLD, Predictor
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
 from detectron2.structures import Instances
 
 
+def positive(text: str) -> int:
+    """A number of images or pixels."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return value
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", help="folder (default: pictures in OUTPUT_DIR)")
-    parser.add_argument("--limit", type=int, help="only the first so many images of each data set")
+    parser.add_argument("--limit", type=positive, help="only the first so many images of each data set")
     parser.add_argument("--confidence-threshold", type=float, default=DRAWING_THRESHOLD, help="default: %(default)s")
     parser.add_argument(
-        "--crop", type=int, metavar="PIXELS", help="draw the window of this side that holds most objects, to _crop.png"
+        "--crop", type=positive, metavar="PIXELS", help="draw the window of this side that holds most objects, to _crop.png"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)

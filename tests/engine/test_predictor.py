@@ -1,12 +1,10 @@
 import clq
-import numpy as np
 import pytest
 import torch
-from clq.engine.predictor import Categories, find_categories, find_images, picture_names, read_image, to_json
+from clq.engine.predictor import Categories, find_categories, find_images, picture_names, to_json
 from clq.errors import UserError
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
 
 def test_inputs_in_their_order_each_once(tmp_path):
@@ -33,15 +31,6 @@ def test_each_input_must_give_something(name, tmp_path):
 def test_picture_names_are_unique():
     paths = ["a/x.png", "b/x.png", "x_2.png", "c/X.png", "d/x.jpg", "e/x.raw", "f/x"]
     assert picture_names(paths) == ["x.png", "x_2.png", "x_2_2.png", "X_3.png", "x.jpg", "x.raw.png", "x_4.png"]
-
-
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_image_formats(image_format, tmp_path):
-    Image.new("RGBA", (2, 3), (10, 20, 30, 0)).save(tmp_path / "a.png")
-    color = (10, 20, 30) if image_format == "RGB" else (30, 20, 10)
-    assert read_image(str(tmp_path / "a.png"), image_format).tolist() == [[list(color)] * 2] * 3
-    Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(str(tmp_path / "deep.png"), image_format)[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [255] * 3]
 
 
 def detections():

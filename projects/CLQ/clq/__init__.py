@@ -1,18 +1,22 @@
 """CLQ and its relatives for Detectron2. Importing the package registers the meta-architecture ``CLQ``."""
 
 import sys
+import warnings
 
 if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where the rest does not import
-    from clq import compat  # noqa: F401  (first: it lets Detectron2 import)
-    from clq.config import add_clq_config, setup_cfg
-    from clq.engine.convert import convert_mmdet
-    from clq.errors import UserError
-    from clq.modeling.backbone import build_dense_resnet_fpn_backbone
-    from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-    from clq.modeling.detector import CLQ
-    from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
-    from clq.modeling.matcher import match_atss
-    from clq.modeling.scoring import LogScore, joint_score
+    with warnings.catch_warnings():
+        # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+        from clq import compat  # noqa: F401  (first: it lets Detectron2 import)
+        from clq.config import add_clq_config, setup_cfg
+        from clq.engine.convert import convert_mmdet
+        from clq.errors import UserError
+        from clq.modeling.backbone import build_dense_resnet_fpn_backbone
+        from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+        from clq.modeling.detector import CLQ
+        from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
+        from clq.modeling.matcher import match_atss
+        from clq.modeling.scoring import LogScore, joint_score
 
 __all__ = [
     "CLQ",

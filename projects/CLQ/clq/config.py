@@ -104,7 +104,8 @@ def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
         _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
     cfg.MODEL.DEVICE = _device_here(cfg.MODEL.DEVICE)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    # Absolute from here on, so that the config that a training saves works from any folder.
+    cfg.DATASETS.COCO_JSON = register_coco_json(cfg.DATASETS.COCO_JSON)
     return cfg
 
 

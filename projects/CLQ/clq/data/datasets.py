@@ -16,7 +16,7 @@ _KEYS = ("name", "json", "images")
 _registered: dict[str, tuple[str, str]] = {}  # ours: name -> (json, images), absolute
 
 
-def register_coco_json(entries: Sequence[Mapping[str, str]]) -> None:
+def register_coco_json(entries: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Registers COCO-format data sets in Detectron2's catalogs; reads no file, so a data set may be made later.
 
     The evaluator reads the json itself (``MetadataCatalog.get(name).json_file``): there is no converted copy to go
@@ -25,6 +25,9 @@ def register_coco_json(entries: Sequence[Mapping[str, str]]) -> None:
     Args:
         entries: ``{"name": ..., "json": ..., "images": ...}`` each. Paths may hold ``~`` and ``$VARS`` and are relative
             to the working directory.
+
+    Returns:
+        The entries with absolute paths.
 
     Raises:
         UserError: other keys than these, an empty value, one name for two data sets, or a name that is not ours.
@@ -47,6 +50,7 @@ def register_coco_json(entries: Sequence[Mapping[str, str]]) -> None:
             MetadataCatalog.remove(name)
         register_coco_instances(name, {}, *paths)
         _registered[name] = paths
+    return [{"name": name, "json": json_file, "images": images} for name, (json_file, images) in wanted.items()]
 
 
 def _parse_entry(entry: Mapping[str, str]) -> list[str]:

@@ -1,14 +1,17 @@
 """Training images: augmentation and the mapper from a data set's record to the model's input."""
 
+import copy
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, filter_empty_instances
+from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import CropTransform, PadTransform, Transform, TransformList
 
+from clq.data.images import read_image
 from clq.data.tiling import MIN_VISIBLE, visible_fraction
 from clq.errors import UserError
 
@@ -110,12 +113,34 @@ class RandomColor(T.Augmentation):
         return T.PILColorTransform(lambda pil: pil.convert("RGB", matrix))  # "RGB" here: three channels, in any order
 
 
-class TrainMapper(DatasetMapper):
-    """Detectron2's mapper for boxes alone, which also drops those that augmentation cut to a sliver (``MIN_VISIBLE``).
+class BoxMapper(DatasetMapper):
+    """Detectron2's mapper for boxes alone, with :func:`~clq.data.images.read_image`.
 
-    Detectron2 drops a box only when nothing of it is left. All boxes of an image are transformed at once: one by one
-    they cost more than the pixels where an image holds dozens.
+    In training it also drops boxes that augmentation cut to a sliver (``MIN_VISIBLE``); Detectron2 drops a box only
+    when nothing of it is left. All boxes of an image are transformed at once: one by one they cost more than the pixels
+    where an image holds dozens.
     """
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """The model's input: ``image`` (3, H, W) uint8, in training ``instances``, and the record's other entries.
+
+        Raises:
+            UserError: the image cannot be read, or is not of the size that its data set says.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = read_image(record["file_name"], self.image_format)
+        try:
+            check_image_size(record, image)
+        except ValueError as e:  # Detectron2's, which names file and sizes
+            raise UserError(" ".join(str(e).split())) from e
+        data = T.AugInput(image)
+        transforms = self.augmentations(data)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, data.image.shape[:2])
+        return record
 
     def _transform_annotations(self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]):
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
@@ -167,4 +192,9 @@ def _check(aug: CfgNode, image_format: str) -> None:
 
 def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
     """The mapper for ``build_detection_train_loader``: reads ``INPUT.FORMAT`` images, augments, drops slivers."""
-    return TrainMapper(cfg, is_train=True, augmentations=build_augmentations(cfg))
+    return BoxMapper(cfg, is_train=True, augmentations=build_augmentations(cfg))
+
+
+def build_test_mapper(cfg: CfgNode) -> DatasetMapper:
+    """The mapper for ``build_detection_test_loader``: reads and resizes."""
+    return BoxMapper(cfg, is_train=False)

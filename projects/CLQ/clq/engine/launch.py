@@ -15,7 +15,9 @@ def run_cli(main: Callable, *args) -> None:
     try:
         status = main(*args)
     except UserError as e:
-        print(f"{sys.argv[0]}: {e}", file=sys.stderr)
+        # From a data loader's process it comes as the last line of a traceback.
+        message = str(e).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+        print(f"{sys.argv[0]}: {message}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -15,10 +15,10 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from PIL import Image
 
 from clq.data.datasets import class_names, read_coco_json, resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
+from clq.engine.settings import check_model
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode):
+        check_model(cfg)
         self.model = build_model(cfg.clone()).eval()
         Checkpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         self.input_format = cfg.INPUT.FORMAT
@@ -52,32 +53,22 @@ class Predictor:
         """Detections of one image.
 
         Args:
-            image: (H, W, 3) uint8 in the order of ``INPUT.FORMAT``, as from :func:`read_image`.
+            image: (H, W, 3) uint8 in the order of ``INPUT.FORMAT``, as from :func:`clq.data.images.read_image`.
 
         Returns:
             Instances on the CPU, best first, in pixels of ``image``; the fields are those of the model's output.
+
+        Raises:
+            UserError: the image is so thin that nothing is left of it at the size that ``INPUT`` asks for.
         """
         height, width = image.shape[:2]
         resized = AugInput(image)
-        self.augmentations(resized)
+        try:
+            self.augmentations(resized)
+        except ValueError as e:  # Pillow's, about a height or width of 0
+            raise UserError(f"too thin for the network: {width} x {height} pixels; cut it into pieces.") from e
         tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
-
-
-def read_image(path: str, image_format: str) -> np.ndarray:
-    """Any image file as (H, W, 3) uint8, upright (EXIF) and in the order of ``image_format`` (RGB or BGR).
-
-    Grey images of 16 bits keep their upper 8, where Detectron2's reader would make everything above 255 white.
-
-    Raises:
-        Exception: of many kinds, when the file is no image or is damaged.
-    """
-    with Image.open(path) as f:
-        deep = f.mode.startswith("I")
-    if not deep:
-        return utils.read_image(path, image_format)
-    grey = np.clip(utils.read_image(path).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:

@@ -7,15 +7,16 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from clq import compat
-from clq.data.mapper import build_train_mapper
+from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
 from clq.errors import UserError
 
@@ -28,6 +29,9 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer.__init__ in its own order, but for the classes of step and checkpointer, which it hard-codes.
         TrainerBase.__init__(self)
+        for name in ("detectron2", "clq"):  # as when a script has not set up logging: in a notebook
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -67,8 +71,22 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Continues a training.
+
+        Raises:
+            UserError: the checkpoint is of a training with another optimizer or without its state.
+        """
+        step = state_dict.get("_trainer")
+        if step is None:
+            raise UserError("--resume: the checkpoint has no optimizer's state; start anew from it as MODEL.WEIGHTS.")
+        theirs, ours = (_optimizer_kind(s["optimizer"]) for s in (step, self._trainer.state_dict()))
+        if theirs != ours:
+            raise UserError(
+                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume is of a training with another; "
+                "use that, or start anew from it as MODEL.WEIGHTS."
+            )
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        self._trainer.load_state_dict(step)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -96,6 +114,11 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Detectron2's loader with this project's reader of images."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
         """COCO's box metrics, over as many detections an image as the detector may return (COCO: 100)."""
         return COCOEvaluator(
@@ -105,6 +128,12 @@ class Trainer(DefaultTrainer):
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
+
+
+def _optimizer_kind(state: dict) -> tuple[int, bool]:
+    """What tells the states of optimizers apart: the number of groups, and whether there is momentum or two betas."""
+    groups = state["param_groups"]
+    return len(groups), "betas" in groups[0]
 
 
 def learning_rate(cfg: CfgNode) -> float:

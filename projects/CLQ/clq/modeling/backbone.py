@@ -48,12 +48,20 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not need are not built: each parameter gets a gradient.
 
     Raises:
-        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from.
+        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from; a level of
+            the pyramid that nothing uses.
     """
-    num_top_levels = 2 if "p7" in cfg.MODEL.CLQ.IN_FEATURES else int("p6" in cfg.MODEL.CLQ.IN_FEATURES)
-    in_features = cfg.MODEL.FPN.IN_FEATURES
+    used, in_features = cfg.MODEL.CLQ.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES
+    num_top_levels = 2 if "p7" in used else int("p6" in used)
     if not in_features or in_features[-1] != "res5":
         raise UserError(f"MODEL.FPN.IN_FEATURES {in_features}: must end with res5, since P6 is made from P5.")
+    levels = [f.replace("res", "p") for f in in_features]
+    idle = [level for level in levels if level not in used and not (level == "p5" and num_top_levels)]
+    if idle:
+        raise UserError(
+            f"MODEL.CLQ.IN_FEATURES {used}: leaves {', '.join(idle)} without a use; add it, or take it out of "
+            "MODEL.FPN.IN_FEATURES where it is the finest."
+        )
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=in_features,

@@ -84,10 +84,11 @@ class DistributionCoder:
         center, _ = _center_size(anchors)
         return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
 
-    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
         """Distances ltrb (..., 4) in strides, clamped to [0, n - 0.1] so that both neighbouring bins exist."""
         center, _ = _center_size(anchors)
-        ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1) / strides.unsqueeze(-1)
+        ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1)
+        ltrb = ltrb / torch.as_tensor(strides, device=boxes.device).unsqueeze(-1)
         return ltrb.clamp(0, self.reg_max - 0.1)
 
     def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def match_atss(
     Args:
         grid_sizes: (H, W) of each level.
         strides: of each level, in pixels.
-        gt_boxes: (M, 4) XYXY in pixels of the network's input; M may be 0.
+        gt_boxes: (M, 4) XYXY in pixels of the network's input; M may be 0, then also as an empty (0,).
         topk: k, candidates per level.
         anchor_scale: side of the square anchors, in strides.
         center_offset: anchors are centred on ((x + offset) * stride, (y + offset) * stride).
@@ -47,7 +47,7 @@ def match_atss(
         anchor and match, 0 where there is none.
     """
     matcher = ATSSMatcher(topk=topk, anchor_scale=anchor_scale, center_offset=center_offset)
-    matched_idxs, matched_ious = matcher(grid_sizes, strides, [gt_boxes])
+    matched_idxs, matched_ious = matcher(grid_sizes, strides, [gt_boxes.reshape(-1, 4)])
     return matched_idxs[0], matched_ious[0]
 
 

@@ -1,0 +1,61 @@
+"""Detectron2's own config keys, checked before it would end in a traceback over them."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils import comm
+
+from clq.errors import UserError
+
+_DEPTHS = 18, 34, 50, 101, 152  # of Detectron2's ResNets
+_SCHEDULES = "WarmupMultiStepLR", "WarmupCosineLR"
+_NEWER_SCHEDULES = ("WarmupStepWithFixedGammaLR",)  # of Detectron2 main, with its key NUM_DECAYS
+_SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Checks the keys that choose a model.
+
+    Raises:
+        UserError: the first that names something unknown.
+    """
+    body = cfg.MODEL.BACKBONE.NAME
+    _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
+    _one_of("MODEL.BACKBONE.NAME", body, [name for name, _ in BACKBONE_REGISTRY])
+    if "resnet" in body:
+        _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Checks the keys that Detectron2's loader and schedule read.
+
+    Raises:
+        UserError: the first that is unknown or out of range.
+    """
+    schedules = _SCHEDULES + (_NEWER_SCHEDULES if "NUM_DECAYS" in cfg.SOLVER else ())
+    _one_of("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, schedules)
+    _one_of("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS)
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    workers = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
+    if batch < 1 or batch % workers:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the {workers} process(es).")
+
+
+def make_output_dir(path: str) -> None:
+    """Makes ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: it is a file, or cannot be made or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"OUTPUT_DIR {path}: cannot be made ({e.strerror}); choose another.") from e
+    if not os.access(path, os.W_OK):
+        raise UserError(f"OUTPUT_DIR {path}: cannot be written to; choose another.")
+
+
+def _one_of(key: str, value: object, known: list | tuple) -> None:
+    if value not in known:
+        raise UserError(f"{key} {value}: not one of {', '.join(map(str, known))}.")
