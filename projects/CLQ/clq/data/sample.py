@@ -10,7 +10,7 @@ Each photograph is divided by a vertical line at 67% of its width:
   ever trained on.
 
 One strip holds more than 250 boxes: evaluate with ``TEST.DETECTIONS_PER_IMAGE`` (and COCOEvaluator's
-``max_dets_per_image``) of at least 500, or the usual limit of 100 detections per image caps the recall near 0.5.
+``max_dets_per_image``) of at least 1000, or the usual limit of 100 detections per image caps the recall.
 """
 
 import argparse
