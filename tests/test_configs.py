@@ -28,6 +28,11 @@ ROWS = {
     "ablations/atss_qfl_R_50_FPN_1x": ("qfl", 2.0, "none", "none", None, "none"),
     "ablations/atss_lqe_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "none"),
     "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
+    "GFL/gfl_R_50_FPN_1x": ("qfl", 2.0, "score", "none", None, "none"),
+    "GFL/gfl_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "none", None, "none"),
+    "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "GFLV2/gflv2_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "GFLV2/gflv2_R_101_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
 }
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
@@ -38,6 +43,8 @@ STEPS = [
     ("ablations/atss_lqe_R_50_FPN_1x", "ablations/atss_clq_R_50_FPN_1x", {"ALIGN.NAME"}),
     ("ablations/atss_clq_R_50_FPN_1x", CLQ, {"BOX.LOSS_WEIGHT"}),
     ("ablations/clq_wo_lqe_R_50_FPN_1x", "ablations/clq_wo_align_R_50_FPN_1x", {"QUALITY.NAME"}),
+    ("ablations/atss_qfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_1x", {"BOX.CODING", "BOX.WEIGHT_BY"}),
+    ("GFL/gfl_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_1x", {"QUALITY.NAME"}),
     ("ablations/clq_wo_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
     ("ablations/clq_learned_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
 ]
@@ -103,6 +110,7 @@ def test_base_has_the_designs_numbers():
     assert i.RANDOM_FLIP == "horizontal"
     s = cfg.SOLVER
     assert (s.IMS_PER_BATCH, s.BASE_LR, s.MOMENTUM, s.WEIGHT_DECAY) == (16, 0.01, 0.9, 1e-4)
+    assert s.WEIGHT_DECAY_NORM == s.WEIGHT_DECAY
     assert (s.STEPS, s.MAX_ITER, s.GAMMA) == ((60000, 80000), 90000, 0.1)
     assert (s.WARMUP_METHOD, s.WARMUP_ITERS, s.WARMUP_FACTOR) == ("linear", 500, 0.001)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
@@ -123,11 +131,16 @@ def test_row(name):
     loss, weight, weight_by, quality, alpha, align = ROWS[name]
     assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
     assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
-    assert (c.BOX.CODING, c.QUALITY.LOSS_WEIGHT) == ("delta", 1.0)
+    assert c.QUALITY.LOSS_WEIGHT == 1.0
+    coding = "distribution" if "gfl" in name else "delta"
+    assert coding == c.BOX.CODING
+    assert (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT) == (16, 0.25)
     assert alpha is None or alpha == c.QUALITY.ALPHA
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
-        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ((480, 800), "range")
+        largest = 960 if "gflv2" in name else 800
+        assert (480, largest) == cfg.INPUT.MIN_SIZE_TRAIN
+        assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
 
 
 def test_every_row_is_checked():
@@ -145,6 +158,9 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
     [
         (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
         (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("GFL/gfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("GFLV2/gflv2_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("GFLV2/gflv2_R_50_FPN_2x_ms", "GFLV2/gflv2_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),
         ("CLQ/clq_R_50_FPN_2x_ms", "CLQ/clq_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),
         (
             "CLQ/clq_R_101_FPN_2x_ms",

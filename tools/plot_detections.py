@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser.add_argument("--limit", type=positive, help="only the first so many images of each data set")
     parser.add_argument("--confidence-threshold", type=float, default=DRAWING_THRESHOLD, help="default: %(default)s")
     parser.add_argument(
-        "--crop", type=positive, metavar="PIXELS", help="draw the window of this side that holds most objects, to _crop.png"
+        "--crop", type=positive, metavar="PIXELS", help="draw the window of this side with most objects, to _crop.png"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head import DenseHead
+from clq.modeling.quality import DistributionQuality, TowerQuality
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
@@ -109,7 +110,13 @@ def test_a_converted_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = mmdet_head()
     head = DenseHead(
-        in_channels=WIDTH, num_levels=5, num_classes=CLASSES, coder=DeltaCoder(), num_convs=DEPTH, conv_dim=WIDTH
+        in_channels=WIDTH,
+        num_levels=5,
+        num_classes=CLASSES,
+        coder=DeltaCoder(),
+        num_convs=DEPTH,
+        conv_dim=WIDTH,
+        quality=TowerQuality(DeltaCoder(), WIDTH),
     )
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
@@ -128,11 +135,23 @@ def test_a_gfl_head_fits_distribution_coding(caplog):
         coder=DistributionCoder(16),
         num_convs=DEPTH,
         conv_dim=WIDTH,
-        quality=False,
     )
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.box_pred.weight, weights["gfl_reg.weight"])
     assert not caplog.records  # the bins' values are constants
+
+
+def test_a_gflv2_head_brings_its_quality(caplog):
+    weights = mmdet_head("gfl", 4 * 17)
+    for layer, shape in (("0", (64, 20, 1, 1)), ("2", (1, 64, 1, 1))):
+        weights[f"reg_conf.{layer}.weight"] = torch.randn(shape)
+        weights[f"reg_conf.{layer}.bias"] = torch.randn(shape[0])
+    coder = DistributionCoder(16)
+    sizes = {"in_channels": WIDTH, "num_levels": 5, "num_classes": CLASSES, "num_convs": DEPTH, "conv_dim": WIDTH}
+    head = DenseHead(coder=coder, quality=DistributionQuality(coder, WIDTH), **sizes)
+    load(head, clq.convert_mmdet(weights))
+    assert torch.equal(head.quality_pred[2].weight, weights["reg_conf.2.weight"])
+    assert not caplog.records
 
 
 def test_scales_keep_the_order_of_their_levels():
@@ -144,7 +163,7 @@ def test_scales_keep_the_order_of_their_levels():
     "key",
     [
         "bbox_head.vfnet_cls.weight",
-        "bbox_head.reg_conf.0.weight",
+        "bbox_head.reg_conf.0.gn.weight",
         "backbone.layer1.0.attention.weight",
         "neck.fpn_convs.5.conv.weight",
         "neck.lateral_convs.0.bn.weight",

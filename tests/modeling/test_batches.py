@@ -16,7 +16,7 @@ def grids_of(size):
 
 def raw_predictions(model, size, n=1):
     """Random outputs of a head for n images of a size."""
-    channels, quality = (5, model.loss.coder.num_channels), model.loss.quality is not None
+    channels, quality = (5, model.loss.coder.num_channels), model.head.quality_pred is not None
     levels = [[torch.randn(n, c, *g) for g in grids_of(size)] for c in (*channels, 1)]
     return Predictions(*levels[:2], levels[2] if quality else [])
 
@@ -27,7 +27,7 @@ def losses_of(model, sizes, padded, predictions, items):
     return model.forward_training(images, features, predictions, [x["instances"] for x in items])
 
 
-@pytest.mark.parametrize("row", ["atss", "atss_qfl", "clq", "distribution"])
+@pytest.mark.parametrize("row", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
 def test_the_padding_of_the_batch_takes_no_part(row):
     """An image alone, and with a larger one beside it: same outputs at its own cells, nonsense beyond them.
 
@@ -47,7 +47,7 @@ def test_the_padding_of_the_batch_takes_no_part(row):
     (matched, _) = match_atss(grids_of(own), STRIDES, item["instances"].gt_boxes.tensor)
     n = int((matched >= 0).sum())
     assert n > 3
-    weighted = {"loss_box", "loss_dfl"} if row in ("atss", "distribution") else set()
+    weighted = {"loss_box", "loss_dfl"} if row in ("atss", "gfl", "gflv2") else set()
     for sizes, items, order in (([size, padded], [item, empty], [0, 1]), ([padded, size], [empty, item], [1, 0])):
         swapped = Predictions(*([x[order] for x in levels] for levels in beside))
         losses = losses_of(model, sizes, padded, swapped, items)
@@ -99,7 +99,7 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
         ("clq", "BOX.LOSS_WEIGHT", 3.0, 3.0, "loss_box"),
         ("atss", "BOX.LOSS_WEIGHT", 1.0, 0.5, "loss_box"),
         ("clq", "QUALITY.LOSS_WEIGHT", 0.5, 0.5, "loss_quality"),
-        ("distribution", "BOX.DFL_WEIGHT", 1.0, 4.0, "loss_dfl"),
+        ("gfl", "BOX.DFL_WEIGHT", 1.0, 4.0, "loss_dfl"),
         ("atss_qfl", "CLS.BETA", 1.0, 2.0, "loss_cls"),
         ("atss", "CLS.FOCAL_GAMMA", 1.0, 2.0, "loss_cls"),
         ("atss", "CLS.FOCAL_ALPHA", 0.625, 0.5, "loss_cls"),

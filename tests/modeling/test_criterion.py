@@ -57,14 +57,14 @@ def atss():
         DeltaCoder(),
         focal_loss,
         soft_target=False,
-        quality=Centerness(),
+        quality_target=Centerness().target,
         box_weight=weigh_by_centerness,
         box_loss_weight=2.0,
     )
 
 
 def clq(**changes):
-    quality = {"quality": PredictedIoU(0.3), **changes}
+    quality = {"quality_target": PredictedIoU(0.3).target, **changes}
     return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **quality)
 
 
@@ -179,14 +179,14 @@ def test_targets_carry_no_gradient_into_the_boxes():
 @pytest.mark.parametrize("make", [atss, clq, gfl])
 def test_without_objects_the_keys_stay_and_every_gradient_is_there(make):
     loss = make()
-    predictions = make_predictions(loss.coder.num_channels, quality=loss.quality is not None)
+    predictions = make_predictions(loss.coder.num_channels, quality=loss.quality_target is not None)
     losses = loss(predictions, no_objects(), ANCHORS, STRIDES)
     assert losses.keys() == loss(predictions, make_targets(), ANCHORS, STRIDES).keys()
     assert {name for name, x in losses.items() if x.item() != 0} == {"loss_cls"}
     sum(losses.values()).backward()
     assert predictions.cls_logits.grad.any()
     assert not predictions.box_pred.grad.any()
-    assert loss.quality is None or predictions.quality_logits.grad is not None
+    assert loss.quality_target is None or predictions.quality_logits.grad is not None
 
 
 def test_half_precision_predictions_give_the_losses_of_their_float32_values():
@@ -225,7 +225,7 @@ def losses_of_images(first, last):
     results = []
     for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
         predictions = Predictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
-        predictions = predictions if loss.quality else predictions._replace(quality_logits=None)
+        predictions = predictions if loss.quality_target else predictions._replace(quality_logits=None)
         results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})
     return results
 

@@ -1,6 +1,14 @@
 import pytest
 import torch
-from clq.modeling.quality import Centerness, PredictedIoU, box_iou_matched, centerness
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.quality import (
+    Centerness,
+    DistributionGuided,
+    DistributionQuality,
+    PredictedIoU,
+    box_iou_matched,
+    centerness,
+)
 from torchvision.ops import box_iou
 
 GT = torch.tensor([[0.0, 0, 10, 20]])
@@ -53,3 +61,37 @@ def test_matched_iou_is_the_diagonal():
 def test_wrong_settings(alpha, of):
     with pytest.raises(ValueError, match="must be positive" if of != "box" else "pred_box or anchor, not box"):
         PredictedIoU(alpha, of)
+
+
+def test_distribution_quality_by_hand():
+    """Logits log 1 ... log 5 give probabilities 1/15 ... 5/15: the four largest are 5, 4, 3, 2 fifteenths, mean 3.5."""
+    branch = DistributionQuality(DistributionCoder(4), 32, hidden=3)
+    first, _, second = branch
+    with torch.no_grad():
+        first.weight.zero_()
+        first.weight[0, 5:10, 0, 0] = torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0])  # of the second side: top
+        first.weight[1] = -1.0  # cut off by the ReLU
+        second.weight.fill_(15.0)
+        first.bias.zero_(), second.bias.fill_(0.5)
+    pred = torch.zeros(1, 20, 2, 1)
+    pred[0, 5:10, 1, 0] = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0]).log()
+    logits = branch(None, pred)
+    assert logits.shape == (1, 1, 2, 1)
+    uniform = 3 * 11111  # each of the four, and their mean, is 3/15
+    expected = [uniform + 0.5, 5 + 40 + 300 + 2000 + 35000 + 0.5]
+    assert logits.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distribution_quality_learns_through_the_distributions():
+    torch.manual_seed(0)
+    branch = DistributionQuality(DistributionCoder(7), 32)
+    pred = torch.randn(2, 32, 3, 4, requires_grad=True)
+    branch(None, pred).sum().backward()
+    assert pred.grad.abs().amax(dim=(0, 2, 3)).gt(0).sum() > 16  # not detached: sharpening a side raises its quality
+    assert (DistributionGuided.joint, DistributionGuided.alpha, DistributionGuided.target) == (True, 1.0, None)
+
+
+@pytest.mark.parametrize("coder, why", [(DeltaCoder(), "box coding distribution"), (DistributionCoder(2), "3 bins")])
+def test_distribution_quality_needs_distributions(coder, why):
+    with pytest.raises(ValueError, match=why):
+        DistributionQuality(coder, 32)

@@ -21,11 +21,8 @@ ROWS = {
     "clq_wo_align": ("ablations/clq_wo_align_R_50_FPN_1x", [], {"loss_quality"}),
     "clq": ("CLQ/clq_R_50_FPN_1x", [], {"loss_quality"}),
     "clq_learned": ("ablations/clq_learned_align_R_50_FPN_1x", [], {"loss_quality"}),
-    "distribution": (
-        "ablations/atss_qfl_R_50_FPN_1x",
-        ["MODEL.CLQ.BOX.CODING", "distribution", "MODEL.CLQ.BOX.WEIGHT_BY", "score"],
-        {"loss_dfl"},
-    ),
+    "gfl": ("GFL/gfl_R_50_FPN_1x", [], {"loss_dfl"}),
+    "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 
 

@@ -53,9 +53,9 @@ def _add_model(cfg: CfgNode) -> None:
     c.CLS.FOCAL_GAMMA = 2.0
 
     c.QUALITY = CfgNode()
-    c.QUALITY.NAME = (
-        "iou"  # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
-    )
+    # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
+    # | dgqp (GFLv2: from the box's distributions, in the score, train and test)
+    c.QUALITY.NAME = "iou"
     c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha; also the exponent of the class target
     c.QUALITY.LOSS_WEIGHT = 1.0  # of the branch's BCE (eq. 1)
     c.QUALITY.TARGET = "pred_box"  # whose IoU the LQE learns: pred_box (decoded, no gradient) | anchor

@@ -12,13 +12,14 @@ from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# MMDetection's names of an ATSS or GFL head and of its FPN -> ours. Scales are joined into one parameter afterwards.
+# MMDetection's names in the heads of ATSS, GFL and GFLv2 and in the FPN -> ours. Scales are joined afterwards.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),
     (r"(?:atss|gfl)_cls\.(\w+)", r"cls_logits.\1"),
     (r"(?:atss|gfl)_reg\.(\w+)", r"box_pred.\1"),
     (r"atss_centerness\.(\w+)", r"quality_pred.\1"),
+    (r"reg_conf\.(\d)\.(\w+)", r"quality_pred.\1.\2"),
     (r"scales\.(\d+)\.scale", r"scales.\1"),
 )
 _NECK = (
@@ -30,7 +31,7 @@ _CONSTANTS = ("integral.project",)  # buffers that hold no weight
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MMDetection's ATSS or GFL weights under this project's names, whatever their width and number of classes.
+    """MMDetection's ATSS, GFL or GFLv2 weights under this project's names, whatever their width and number of classes.
 
     Args:
         state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # precision and recall balance best from 0.35 (a weakly trained model) to 0.5 (a well trained one).
 DRAWING_THRESHOLD = 0.35
 # MODEL.CLQ.QUALITY.NAME -> what the branch's output is called in JSON.
-QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness"}
+QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness", "dgqp": "quality"}
 
 
 class Predictor:
@@ -184,7 +184,7 @@ def to_json(
     Returns:
         One dict a detection: ``image_id``, ``file_name``, ``category_id`` and ``category_name``, ``bbox`` (XYWH in
         pixels of the upright image), ``score`` (final). With a quality branch also ``cls_score`` and, by its kind,
-        ``predicted_iou`` (a probability before the exponent alpha) or ``centerness``.
+        ``predicted_iou`` (a probability before the exponent alpha), ``centerness`` or ``quality``.
     """
     results = instances_to_coco_json(found, image_id)
     for i, result in enumerate(results):

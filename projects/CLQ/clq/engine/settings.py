@@ -39,7 +39,9 @@ def check_training(cfg: CfgNode) -> None:
     batch = cfg.SOLVER.IMS_PER_BATCH
     workers = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     if batch < 1 or batch % workers:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the {workers} process(es).")
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the {workers} process(es)."
+        )
 
 
 def make_output_dir(path: str) -> None:

@@ -82,8 +82,8 @@ class Trainer(DefaultTrainer):
         theirs, ours = (_optimizer_kind(s["optimizer"]) for s in (step, self._trainer.state_dict()))
         if theirs != ours:
             raise UserError(
-                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume is of a training with another; "
-                "use that, or start anew from it as MODEL.WEIGHTS."
+                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume is of a training with "
+                "another; use that, or start anew from it as MODEL.WEIGHTS."
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(step)

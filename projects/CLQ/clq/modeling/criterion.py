@@ -57,7 +57,8 @@ class DetectionLoss:
         coder: decodes boxes; may add its own loss (``loss_dfl``).
         class_loss: elementwise loss of (LogScore, target), both (N, R, K).
         soft_target: a positive's class target is :math:`\mathrm{IoU}^\alpha` of its decoded box (no gradient), else 1.
-        quality: the quality branch's target; None without the branch.
+        quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
+            XYXY pixels; None for nothing of its own.
         box_weight: weight (P,) of each positive in the box losses, from (its score, anchor, ground truth); None: 1.
         box_loss_weight: of GIoU.
         coder_loss_weight: of the coder's own loss.
@@ -71,7 +72,7 @@ class DetectionLoss:
         class_loss: Callable[[LogScore, Tensor], Tensor],
         *,
         soft_target: bool,
-        quality=None,
+        quality_target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         box_weight: Callable[[LogScore, Tensor, Tensor], Tensor] | None = None,
         box_loss_weight: float = 1.0,
         coder_loss_weight: float = 0.25,
@@ -81,14 +82,14 @@ class DetectionLoss:
         self.coder = coder
         self.class_loss = class_loss
         self.soft_target = soft_target
-        self.quality = quality
+        self.quality_target = quality_target
         self.box_weight = box_weight
         self.box_loss_weight = box_loss_weight
         self.coder_loss_weight = coder_loss_weight
         self.quality_loss_weight = quality_loss_weight
 
     def __call__(self, predictions, targets: Targets, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Scalar losses, float32: ``loss_cls``, ``loss_box``, with a branch ``loss_quality``, and the coder's own.
+        """Scalar losses, float32: ``loss_cls``, ``loss_box``, ``loss_quality`` if it has a target, and the coder's own.
 
         Args:
             predictions: flattened :class:`~clq.modeling.head.Predictions`.
@@ -115,9 +116,9 @@ class DetectionLoss:
             norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
         losses.update((name, (loss * weight).sum() / norm) for name, loss in box_losses.items())
 
-        if self.quality is not None:
+        if self.quality_target is not None:
             quality_logits = quality_logits[pos].squeeze(-1).float()
-            target = self.quality.target(boxes, targets.gt_boxes, anchors)
+            target = self.quality_target(boxes, targets.gt_boxes, anchors)
             bce = F.binary_cross_entropy_with_logits(quality_logits, target, reduction="sum")
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
         return losses

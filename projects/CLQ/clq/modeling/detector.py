@@ -25,7 +25,7 @@ from clq.modeling.head import DenseHead, Predictions
 from clq.modeling.losses import focal_loss, quality_focal_loss
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
-from clq.modeling.quality import Centerness, PredictedIoU
+from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU
 from clq.modeling.scoring import ScoreRule
 
 
@@ -89,11 +89,12 @@ class CLQ(DenseDetector):
             none=lambda: None,
             centerness=Centerness,
             iou=partial(PredictedIoU, c.QUALITY.ALPHA, c.QUALITY.TARGET),
+            dgqp=DistributionGuided,
         )
         score = ScoreRule(quality.alpha, quality.joint) if quality else ScoreRule()
         return {
             "backbone": backbone,
-            "head": _build_head(cfg, shapes, coder, quality is not None),
+            "head": _build_head(cfg, shapes, coder, quality),
             "head_in_features": c.IN_FEATURES,
             "anchor_generator": DefaultAnchorGenerator(
                 sizes=[[c.ANCHOR_SCALE * s] for s in strides],
@@ -161,7 +162,7 @@ def _shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
     return [there[level] for level in levels]
 
 
-def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality: bool) -> DenseHead:
+def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
     c = cfg.MODEL.CLQ
     channels = shapes[0].channels
     align = _choose(
@@ -171,6 +172,8 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality: bool) -> 
         learned=lambda: AlignConv(channels, LearnedOffsets(), c.ALIGN.BACKEND),
         geometric=lambda: AlignConv(channels, GeometricOffsets(), c.ALIGN.BACKEND),
     )
+    width = c.CONV_DIM if c.NUM_CONVS else channels
+    branch = quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, width))
     head = partial(
         DenseHead,
         in_channels=channels,
@@ -182,7 +185,7 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality: bool) -> 
         conv_dim=c.CONV_DIM,
         norm=c.NORM,
         prior_prob=c.PRIOR_PROB,
-        quality=quality,
+        quality=branch,
         align=align,
     )
     return _make("NORM", head)
@@ -208,7 +211,7 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss
         coder,
         class_loss,
         soft_target=c.CLS.LOSS == "qfl",
-        quality=quality,
+        quality_target=quality and quality.target,
         box_weight=box_weight,
         box_loss_weight=c.BOX.LOSS_WEIGHT,
         coder_loss_weight=c.BOX.DFL_WEIGHT,

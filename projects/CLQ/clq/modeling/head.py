@@ -50,7 +50,8 @@ class DenseHead(nn.Module):
         anchor_scale: side of the anchors in strides.
         num_convs, conv_dim, norm: depth, width and normalisation of the towers ("GN" or detectron2's get_norm's names).
         prior_prob: class probability at initialisation.
-        quality: whether there is a quality branch (one 3x3 convolution on the regression tower).
+        quality: module from the regression tower's output (N, conv_dim, H, W; without a tower in_channels) and the box
+            prediction (N, C, H, W) to the quality's logits (N, 1, H, W); None for no such branch.
         align: module from feature (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each location,
             to the classification tower's input; None for the feature itself. No gradient flows into the boxes.
     """
@@ -67,7 +68,7 @@ class DenseHead(nn.Module):
         conv_dim: int = 256,
         norm: str = "GN",
         prior_prob: float = 0.01,
-        quality: bool = True,
+        quality: nn.Module | None = None,
         align: nn.Module | None = None,
     ):
         super().__init__()
@@ -79,7 +80,7 @@ class DenseHead(nn.Module):
         out_channels = conv_dim if num_convs else in_channels
         self.cls_logits = Conv2d(out_channels, num_classes, 3, padding=1)
         self.box_pred = Conv2d(out_channels, coder.num_channels, 3, padding=1)
-        self.quality_pred = Conv2d(out_channels, 1, 3, padding=1) if quality else None
+        self.quality_pred = quality
         self.scales = nn.Parameter(torch.ones(num_levels))
         for module in self.modules():
             if isinstance(module, Conv2d):
@@ -99,7 +100,7 @@ class DenseHead(nn.Module):
             out.cls_logits.append(self.cls_logits(self.cls_tower(aligned)))
             out.box_pred.append(box_pred)
             if self.quality_pred is not None:
-                out.quality_logits.append(self.quality_pred(reg))
+                out.quality_logits.append(self.quality_pred(reg, box_pred))
         return out
 
     def _relative_boxes(self, box_pred: Tensor) -> Tensor:
