@@ -50,7 +50,7 @@ class TowerQuality(Conv2d):
 
 
 class DistributionQuality(nn.Sequential):
-    """GFLv2's DGQP: quality logit from the shape of the box's own four distributions (Li et al. 2021, eq. 4 to 6).
+    """GFLv2's DGQP (Li et al. 2021, section 3.2): quality logit from the shape of the box's own four distributions.
 
     A sharp distribution says that its side is certain. Each side's k largest probabilities and their mean go through
     two 1x1 convolutions.
