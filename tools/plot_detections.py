@@ -14,19 +14,12 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
 from clq.data.images import read_image
 from clq.engine.drawing import compare, crop, populated_window
-from clq.engine.launch import run_cli
+from clq.engine.launch import positive, run_cli
 from clq.engine.predictor import DRAWING_THRESHOLD, Predictor
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
 from detectron2.structures import Instances
-
-
-def positive(text: str) -> int:
-    """A number of images or pixels."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
 
 
 def parse_args(argv=None):

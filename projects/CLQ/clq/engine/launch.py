@@ -1,5 +1,6 @@
 """Starting a script: processes, and mistakes of the user in one readable line instead of a traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,13 @@ from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException
 
 from clq.errors import UserError
+
+
+def positive(text: str) -> int:
+    """A count on the command line, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return value
 
 
 def run_cli(main: Callable, *args) -> None:

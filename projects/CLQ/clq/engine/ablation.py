@@ -1,0 +1,174 @@
+"""An ablation: rows, which swap cells of one detector, each trained with several seeds on one data set."""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+from detectron2.config import CfgNode
+
+from clq.config import setup_cfg
+from clq.errors import UserError
+
+TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
+# What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
+CELLS = "BOX", "CLS", "QUALITY", "ALIGN"
+SETTINGS, DONE = "settings.json", "done"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: as the table shows it.
+        opts: KEY, VALUE, ... as text, on top of the study's config.
+    """
+
+    name: str
+    opts: tuple[str, ...]
+
+
+def parse_row(text: str) -> Row:
+    """A row from ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``: all cells of the config, then the overrides.
+
+    Raises:
+        UserError: neither a config nor overrides, or a config that cannot be read.
+    """
+    name, separator, rest = text.partition("=") if "=" in text else ("", "", text)
+    words = shlex.split(rest)
+    if not words:
+        raise UserError(
+            f"--rows {text!r}: write [NAME=]CONFIG.yaml [KEY VALUE ...], for example CLQ=configs/CLQ/x.yaml."
+        )
+    opts = []
+    if words[0].endswith((".yaml", ".yml")):
+        config, *words = words
+        opts, name = row_cells(config), name if separator else Path(config).stem
+    return Row(name or " ".join(words), (*opts, *words))
+
+
+def row_cells(config_file: str) -> list[str]:
+    """KEY, VALUE, ... of all cells of a row's config."""
+    opts = []
+    for group in CELLS:
+        for key, value in setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL.CLQ[group].items():
+            opts += [f"MODEL.CLQ.{group}.{key}", str(value)]
+    return opts
+
+
+def differences(configs: Mapping[str, CfgNode]) -> dict[str, list[str]]:
+    """For each row but the first, which cells differ from the first's, as ``KEY value (value of the first)``."""
+    first, *_ = configs
+    reference = _flat(configs[first].MODEL.CLQ)
+    return {
+        name: [f"{k} {v} ({reference[k]})" for k, v in _flat(cfg.MODEL.CLQ).items() if v != reference[k]]
+        for name, cfg in configs.items()
+        if name != first
+    }
+
+
+def _flat(node: CfgNode, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in node.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value})
+    return flat
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a row.
+
+    Attributes:
+        config_file: of the study.
+        opts: the row's, the study's overrides and the seed.
+        folder: OUTPUT_DIR.
+    """
+
+    config_file: str
+    opts: tuple[str, ...]
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / DONE).is_file()
+
+    def prepare(self) -> None:
+        """Makes the folder, or checks that what it holds is of this very run.
+
+        Raises:
+            UserError: it holds a run with other settings.
+        """
+        settings = {"config": Path(self.config_file).read_text(), "opts": list(self.opts)}
+        path = self.folder / SETTINGS
+        if path.is_file() and json.loads(path.read_text()) != settings:
+            raise UserError(f"{self.folder}: holds a run with other settings; choose another --output or delete it.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1))
+
+    def train(self, threads: int, gpu: int | None) -> bool:
+        """Trains in a process of its own, from its last checkpoint if there is one; whether that went well."""
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        argv = ["--config-file", self.config_file, "--resume", "OUTPUT_DIR", str(self.folder), *self.opts]
+        with open(self.folder / "stdout.txt", "w") as log:
+            process = subprocess.run([sys.executable, str(TRAIN_NET), *argv], env=environment, stdout=log, stderr=log)
+        if process.returncode == 0:
+            (self.folder / DONE).touch()
+        return process.returncode == 0
+
+
+def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
+    """Trains what is not done yet, ``jobs`` at a time, spread over GPUs and cores; returns the runs that failed."""
+    for run in runs:
+        run.prepare()
+    gpus = torch.cuda.device_count()
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def train(run: Run) -> bool:
+        slot = slots.get()
+        try:
+            print(f"{run.folder}: started", flush=True)
+            good = run.train(max(1, (os.cpu_count() or 1) // jobs), slot % gpus if gpus else None)
+            print(f"{run.folder}: {'done' if good else f'failed, see {run.folder}/stdout.txt'}", flush=True)
+            return good
+        finally:
+            slots.put(slot)
+
+    waiting = [run for run in runs if not run.done]
+    with ThreadPoolExecutor(jobs) as pool:
+        return [run for run, good in zip(waiting, pool.map(train, waiting), strict=True) if not good]
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """``mean ± standard deviation`` (unbiased), or the one value."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name of each loss -> (iteration, value), from the ``metrics.json`` that Detectron2 writes while it trains."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            if "loss" in name:
+                curves.setdefault(name, []).append((record["iteration"], value))
+    return curves

@@ -1,0 +1,101 @@
+import json
+import re
+from pathlib import Path
+
+import clq
+import pytest
+from clq.engine.ablation import Run, differences, loss_curves, mean_and_spread, parse_row
+from clq.errors import UserError
+from clq.evaluation.metrics import METRICS, box_metrics
+
+ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_a_row_takes_all_cells_of_its_config_and_nothing_else(tiny):
+    row = parse_row(f"ours, twice={CLQ} MODEL.CLQ.BOX.LOSS_WEIGHT 2.5")
+    assert row.name == "ours, twice"
+    # The study sets other widths, which stay, and other cells, which the row overrides.
+    study = ["MODEL.CLQ.CLS.LOSS", "focal", "MODEL.CLQ.BOX.CODING", "distribution", "MODEL.CLQ.TOPK", 5]
+    cfg = clq.setup_cfg(tiny, [*study, *row.opts]).MODEL.CLQ
+    assert (cfg.CLS.LOSS, cfg.BOX.CODING, cfg.BOX.LOSS_WEIGHT, cfg.QUALITY.NAME) == ("qfl", "delta", 2.5, "iou")
+    assert (cfg.CONV_DIM, cfg.TOPK, cfg.BOX.WEIGHTS) == (32, 5, [10.0, 10.0, 5.0, 5.0])
+
+
+def test_names_of_rows():
+    assert parse_row(ATSS).name == "atss_R_50_FPN_1x"
+    assert parse_row("MODEL.CLQ.TOPK 5").name == "MODEL.CLQ.TOPK 5"
+    with pytest.raises(UserError, match=r"--rows 'x=': write \[NAME=\]CONFIG"):
+        parse_row("x=")
+    with pytest.raises(UserError, match=r"gone\.yaml: no such config file"):
+        parse_row("gone.yaml")
+
+
+def test_differences_from_the_first_row(tiny):
+    configs = {name: clq.setup_cfg(tiny, parse_row(path).opts) for name, path in (("ATSS", ATSS), ("CLQ", CLQ))}
+    (changed,) = differences(configs).values()
+    assert [d.split()[0] for d in changed] == [
+        *("BOX.LOSS_WEIGHT", "BOX.WEIGHT_BY", "CLS.LOSS", "QUALITY.NAME", "ALIGN.NAME"),
+    ]
+    assert "QUALITY.NAME iou (centerness)" in changed
+
+
+def test_mean_and_spread():
+    assert mean_and_spread([40.0, 42.0, 47.0]) == "43.0 ± 3.6"
+    assert mean_and_spread([0.4567], 3) == "0.457"
+
+
+def test_a_folder_is_of_one_run(tiny, tmp_path):
+    Run(tiny, ("SEED", "1"), tmp_path).prepare()
+    Run(tiny, ("SEED", "1"), tmp_path).prepare()
+    with pytest.raises(UserError, match=f"{tmp_path}: holds a run with other settings"):
+        Run(tiny, ("SEED", "2"), tmp_path).prepare()
+
+
+def test_metrics_are_those_that_training_printed(trained, tiny, tmp_path):
+    results = trained / "inference/shapes_val/coco_instances_results.json"
+    truth = str(Path(tiny).with_name("shapes_val.json"))
+    metrics = box_metrics(truth, str(results))
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    assert tuple(metrics) == METRICS
+    for name in ("AP", "AP50", "AP75", "APm"):
+        assert metrics[name] == pytest.approx(last[f"bbox/{name}"])
+    assert metrics["AP"] <= metrics["AR"] <= 100
+    assert 0 < metrics["score-IoU"] <= 1  # most of what scores high lies on an object
+    (tmp_path / "nothing.json").write_text("[]")
+    assert box_metrics(truth, str(tmp_path / "nothing.json"))["AP"] == 0
+
+
+def test_loss_curves(trained):
+    curves = loss_curves(trained)
+    assert set(curves) == {"loss_cls", "loss_box", "loss_quality", "total_loss"}
+    iterations, values = zip(*curves["loss_box"], strict=True)
+    assert list(iterations) == sorted(iterations) and values[-1] < values[0]
+
+
+def test_the_tool(tiny, tmp_path, run, capsys):
+    """Two rows, one stopped and taken up again; called once more it trains nothing."""
+    rows = [f"ATSS={ATSS}", f"CLQ={CLQ}"]
+    argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--rows"]
+    opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
+    assert run("tools/ablate.py", *argv, rows[0], "broken=MODEL.CLQ.CLS.LOSS none", *opts) == 1
+    assert "1_broken/seed_4: failed, see" in capsys.readouterr().out
+    (stdout,) = tmp_path.glob("1_broken/seed_4/stdout.txt")
+    assert "MODEL.CLQ.CLS.LOSS: none is not one of focal, qfl" in stdout.read_text()
+    stdout.parent.rename(tmp_path / "elsewhere")
+
+    assert run("tools/ablate.py", *argv, *rows, *opts) == 0
+    out = capsys.readouterr().out
+    assert "CLQ, against ATSS: BOX.LOSS_WEIGHT 1.0 (2.0); BOX.WEIGHT_BY none (centerness)" in out
+    assert re.findall(r"(\d_\w+)/seed_4: started", out) == ["1_CLQ"]  # ATSS was done
+    table = (tmp_path / "table.md").read_text()
+    assert re.search(r"^\| ATSS \|(.*\|){10}$", table, re.M) and re.search(r"^\| CLQ \|(.*\|){10}$", table, re.M)
+    assert json.loads((tmp_path / "results.json").read_text())["CLQ"]["images/s"] > 0
+    assert (tmp_path / "losses.png").stat().st_size > 10000
+
+    assert run("tools/ablate.py", *argv, *rows, *opts) == 0
+    assert "started" not in capsys.readouterr().out

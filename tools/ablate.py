@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Train rows with several seeds on one data set, and compare them in one table.
+
+    tools/ablate.py --config-file cells.yaml --output output/ablation --seeds 1 2 3 --jobs 2 \\
+        --rows ATSS=configs/ATSS/atss_R_50_FPN_1x.yaml CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml \\
+               "CLQ, 2 GIoU=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.BOX.LOSS_WEIGHT 2.0"
+
+The config gives the data, the backbone, the widths and the schedule; a row gives its cells (MODEL.CLQ.BOX, CLS, QUALITY
+and ALIGN), all of them, so that rows differ in nothing else. Called again it trains what is missing, from the last
+checkpoints. Writes table.md, results.json and losses.png beside the trainings. Exit status 1 if a training failed.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import clq
+import torch
+from clq.data.checks import check_datasets
+from clq.data.images import read_image
+from clq.engine.ablation import (
+    Run,
+    differences,
+    loss_curves,
+    markdown_table,
+    mean_and_spread,
+    parse_row,
+    train_all,
+)
+from clq.engine.launch import positive, run_cli
+from clq.engine.predictor import Predictor
+from clq.errors import UserError
+from clq.evaluation.metrics import METRICS, box_metrics
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="of the study: data, backbone, widths, schedule")
+    parser.add_argument("--rows", nargs="+", required=True, metavar="ROW", help="[NAME=][CONFIG.yaml] [KEY VALUE ...]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument("--jobs", type=positive, help="trainings at a time (default: one a GPU; without a GPU 1)")
+    parser.add_argument(
+        "--speed-images", type=int, default=10, help="test images to time rows on, 0: none; default: 10"
+    )
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
+    return parser.parse_args(argv)
+
+
+def make_runs(rows, args) -> dict[str, list[Run]]:
+    """Name of a row -> its runs, one a seed."""
+    runs = {}
+    for i, row in enumerate(rows):
+        if row.name in runs:
+            raise UserError(f"--rows: two are called {row.name}; give each a NAME= of its own.")
+        folder = args.output / f"{i}_{''.join(c if c.isalnum() else '_' for c in row.name)}"
+        runs[row.name] = [
+            Run(args.config_file, (*row.opts, *args.opts, "SEED", str(seed)), folder / f"seed_{seed}")
+            for seed in dict.fromkeys(args.seeds)
+        ]
+    return runs
+
+
+def measure(run: Run, cfg) -> dict[str, float]:
+    """What a finished run reached on the first test set."""
+    dataset = cfg.DATASETS.TEST[0]
+    results = run.folder / "inference" / dataset / "coco_instances_results.json"
+    return box_metrics(MetadataCatalog.get(dataset).json_file, str(results), cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[str, float]]:
+    """Parameters in millions and images a second, at batch 1 from decoded image to boxes, rows in turn."""
+    predictors = {}
+    for name, (first, *_) in runs.items():
+        configs[name].merge_from_list(["MODEL.WEIGHTS", str(first.folder / "model_final.pth")])
+        predictors[name] = Predictor(configs[name])
+    cfg = next(iter(configs.values()))
+    records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count)
+    images = [read_image(record["file_name"], cfg.INPUT.FORMAT) for record in records]
+    seconds = {name: [] for name in runs}
+    for image in images[:1] + images:  # the first time warms up
+        for name, predictor in predictors.items():
+            start = time.perf_counter()
+            predictor(image)  # its result comes back to the CPU: nothing is left to wait for
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "params (M)": sum(p.numel() for p in predictor.model.parameters()) / 1e6,
+            "images/s": 1 / statistics.median(seconds[name][1:]),
+        }
+        for name, predictor in predictors.items()
+    }
+
+
+def draw_losses(runs: dict[str, list[Run]], path: Path) -> None:
+    """One panel a loss, one line a row: the mean over its seeds."""
+    curves = {name: [loss_curves(run.folder) for run in row] for name, row in runs.items()}
+    panels = sorted({loss for row in curves.values() for run in row for loss in run})
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, loss in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, row in curves.items():
+            values: dict[int, list[float]] = {}
+            for iteration, value in itertools.chain.from_iterable(run.get(loss, []) for run in row):
+                values.setdefault(iteration, []).append(value)
+            if values:
+                axes.plot(sorted(values), [statistics.fmean(values[i]) for i in sorted(values)], label=name)
+        axes.set(title=loss, xlabel="iteration")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def report(runs, configs, args) -> None:
+    results = {name: [measure(run, configs[name]) for run in row] for name, row in runs.items()}
+    speed = speeds(runs, configs, args.speed_images) if args.speed_images else {}
+    lines = []
+    for name, measured in results.items():
+        digits = {metric: 3 if metric == "score-IoU" else 1 for metric in METRICS}
+        cells = [mean_and_spread([m[metric] for m in measured], digits[metric]) for metric in METRICS]
+        lines.append([name, *cells, *(f"{value:.1f}" for value in speed.get(name, {}).values())])
+    table = markdown_table(["", *METRICS, *next(iter(speed.values()), {})], lines)
+    (args.output / "table.md").write_text(table)
+    content = {
+        name: {"seeds": dict(zip(dict.fromkeys(args.seeds), m, strict=True)), **speed.get(name, {})}
+        for name, m in results.items()
+    }
+    (args.output / "results.json").write_text(json.dumps(content, indent=1))
+    draw_losses(runs, args.output / "losses.png")
+    print(f"\n{table}\nMean ± standard deviation over seeds {', '.join(map(str, args.seeds))}.")
+    for name in ("table.md", "results.json", "losses.png"):
+        print(args.output / name)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    rows = [parse_row(text) for text in args.rows]
+    runs = make_runs(rows, args)
+    configs = {row.name: clq.setup_cfg(args.config_file, [*row.opts, *args.opts]) for row in rows}
+    for cfg in configs.values():
+        check_datasets(cfg, splits=("TRAIN", "TEST"))
+    for name, changed in differences(configs).items():
+        print(f"{name}, against {rows[0].name}: {'; '.join(changed) or 'nothing'}", flush=True)
+    jobs = args.jobs or max(1, torch.cuda.device_count())
+    failed = train_all([run for row in runs.values() for run in row], jobs)
+    if failed:
+        print(f"{len(failed)} of {sum(map(len, runs.values()))} trainings failed; run again to go on.", flush=True)
+        return 1
+    report(runs, configs, args)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
