@@ -1,12 +1,15 @@
 """MMDetection's names, written down from its own models, and what must become of them."""
 
 import logging
+import re
 from pathlib import Path
 
 import clq
 import pytest
 import torch
 import torchvision
+from clq.engine.checkpoint import Checkpointer
+from clq.errors import UserError
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head import DenseHead
 from clq.modeling.quality import DistributionQuality, TowerQuality
@@ -48,11 +51,11 @@ def mmdet_detector():
     return {**weights, **{f"bbox_head.{k}": v for k, v in mmdet_head().items()}}
 
 
-def atss():
+def build_small(config="ATSS/atss_R_50_FPN_1x.yaml"):
     c = "MODEL.CLQ."
     opts = [c + "CONV_DIM", WIDTH, c + "NUM_CONVS", DEPTH, c + "NUM_CLASSES", CLASSES, "MODEL.FPN.OUT_CHANNELS", WIDTH]
     opts += ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "DATASETS.TRAIN", []]
-    return build_model(clq.setup_cfg(str(CONFIGS / "ATSS/atss_R_50_FPN_1x.yaml"), [*opts, "MODEL.DEVICE", "cpu"]))
+    return build_model(clq.setup_cfg(str(CONFIGS / config), [*opts, "MODEL.DEVICE", "cpu"]))
 
 
 def load(model, weights):
@@ -64,7 +67,7 @@ def load(model, weights):
 
 def test_a_whole_detector_fills_a_model_of_its_size(caplog):
     torch.manual_seed(0)
-    weights, model = mmdet_detector(), atss()
+    weights, model = mmdet_detector(), build_small()
     with caplog.at_level(logging.WARNING):
         converted = clq.convert_mmdet(weights)
     assert not caplog.records  # the batch counters have no place and need none
@@ -185,3 +188,60 @@ def test_a_whole_checkpoint_converts_like_its_weights():
     expected = clq.convert_mmdet(weights)
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[k], expected[k]) for k in expected)
+
+
+def gflv2_detector(classes):
+    """A whole GFLv2 of its authors: one class channel more than there are classes."""
+    head = {**mmdet_head("gfl", 4 * 17), "integral.project": torch.arange(17.0)}
+    head["gfl_cls.weight"], head["gfl_cls.bias"] = torch.randn(classes + 1, WIDTH, 3, 3), torch.randn(classes + 1)
+    for layer, shape in (("0", (64, 20, 1, 1)), ("2", (1, 64, 1, 1))):
+        head[f"reg_conf.{layer}.weight"], head[f"reg_conf.{layer}.bias"] = torch.randn(shape), torch.randn(shape[0])
+    body = {k: v for k, v in mmdet_detector().items() if not k.startswith("bbox_head.")}
+    return {**body, **{f"bbox_head.{k}": v for k, v in head.items()}}
+
+
+META = {"2.x": {"CLASSES": ("a",) * CLASSES}, "3.x": {"dataset_meta": {"classes": ("a",) * CLASSES}, "cfg": "..."}}
+
+
+@pytest.mark.parametrize("version", META)
+def test_the_tool_converts_whole_checkpoints(version, tmp_path, run, capsys):
+    weights = gflv2_detector(CLASSES)
+    torch.save({"meta": META[version], "state_dict": weights}, tmp_path / "in.pth")
+    assert run("tools/convert_weights.py", "mmdet", tmp_path / "in.pth", tmp_path / "out.pth") == 0
+    out = capsys.readouterr().out
+    assert f"{CLASSES} classes" in out
+    config = re.search(r"config: (\S+)", out)[1]
+    model = build_small(Path(config).relative_to("configs"))
+    Checkpointer(model, strict=True).load(str(tmp_path / "out.pth"))
+    assert torch.equal(model.head.cls_logits.bias, weights["bbox_head.gfl_cls.bias"][:CLASSES])
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, weights["backbone.conv1.weight"])
+
+    assert run("tools/convert_weights.py", "mmdet", tmp_path / "in.pth", tmp_path / "out.pth") == 2
+    assert f"{tmp_path}/out.pth: exists already" in capsys.readouterr().err
+
+
+def test_each_row_is_told_by_its_head_and_others_are_refused(tmp_path):
+    path = str(tmp_path / "a.pth")
+
+    def convert(weights):
+        torch.save(weights, path)
+        return clq.engine.convert.convert_checkpoint(path)
+
+    body = {k: v for k, v in mmdet_detector().items() if not k.startswith("bbox_head.")}
+    gfl = {f"bbox_head.{k}": v for k, v in mmdet_head("gfl", 68).items()}
+    assert convert(mmdet_detector())[1] == "configs/ATSS/atss_R_50_FPN_1x.yaml"
+    assert convert({**body, **gfl})[1] == "configs/GFL/gfl_R_50_FPN_1x.yaml"
+    for weights, why in (
+        (
+            {"bbox_head.vfnet_cls.weight": torch.zeros(1)},
+            "no ATSS, GFL or GFLv2 of MMDetection .its head has vfnet_cls",
+        ),
+        ({"roi_head.fc.weight": torch.zeros(1)}, "it has no bbox_head"),
+        ({**mmdet_detector(), "neck.fpn_convs.5.conv.weight": torch.zeros(1)}, "no place here: neck.fpn_convs.5"),
+        ({**mmdet_detector(), "hooks": Path("x")}, "weights and plain values alone"),
+        ([1], "holds a list"),
+    ):
+        with pytest.raises(UserError, match=f"{path}: .*{why}"):
+            convert(weights)
+    with pytest.raises(UserError, match=r"gone\.pth: no such file"):
+        clq.engine.convert.convert_checkpoint("gone.pth")

@@ -1,6 +1,7 @@
 """Weights of other code bases under this project's names."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 
@@ -28,6 +29,13 @@ _NECK = (
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"top_block.p{i + 3}.\1") for i in (3, 4)),
 )
 _CONSTANTS = ("integral.project",)  # buffers that hold no weight
+# Config of the row -> the layers that its head must have and those it must not have.
+_ROWS = {
+    "configs/ATSS/atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
+    "configs/GFL/gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
+    "configs/GFLV2/gflv2_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg reg_conf", ""),
+}
+_COCO = 80  # classes
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,7 +49,14 @@ def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         The converted weights. What has no place is left out and listed in a warning.
     """
-    state_dict = state_dict.get("state_dict", state_dict)
+    converted, unplaced = _convert(state_dict.get("state_dict", state_dict))
+    if unplaced:
+        logger.warning("convert_mmdet: no place for %d weights: %s", len(unplaced), ", ".join(unplaced))
+    return converted
+
+
+def _convert(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The converted weights, and the names of those that have no place."""
     converted, unplaced = {}, []
     for key, value in state_dict.items():
         name = _our_name(key)
@@ -49,9 +64,63 @@ def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[name] = value
         elif not key.endswith((*_CONSTANTS, "num_batches_tracked")):
             unplaced.append(key)
+    return _join_scales(converted), unplaced
+
+
+def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint file of MMDetection 2.x or 3.x, converted whole.
+
+    The class layer of GFLv2's authors has a channel for the background, which nothing reads; it is left out.
+
+    Returns:
+        The weights of a :class:`~clq.modeling.detector.CLQ`, and the config of its row (with a ResNet-50).
+
+    Raises:
+        UserError: no such file, no checkpoint, one that holds more than weights, of another detector, or with weights
+            that have no place here.
+    """
+    checkpoint = _read(path)
+    weights = checkpoint.get("state_dict", checkpoint)
+    config = _row_of(path, weights)
+    converted, unplaced = _convert(weights)
     if unplaced:
-        logger.warning("convert_mmdet: no place for %d weights: %s", len(unplaced), ", ".join(unplaced))
-    return _join_scales(converted)
+        raise UserError(f"{path}: {len(unplaced)} of its weights have no place here: {', '.join(unplaced[:8])} ...")
+    layer = converted["head.cls_logits.weight"]
+    if len(layer) == _num_classes(checkpoint) + 1:
+        for name in ("head.cls_logits.weight", "head.cls_logits.bias"):
+            converted[name] = converted[name][:-1].clone()
+    return converted, config
+
+
+def _read(path: str) -> dict:
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; give a checkpoint of MMDetection.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # reading bytes that are no checkpoint can raise anything
+        raise UserError(
+            f"{path}: no checkpoint of weights and plain values alone. If you trust it, load it with torch.load(..., "
+            "weights_only=False), save its state_dict by torch.save, and convert that."
+        ) from e
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, not the weights of a detector.")
+    return checkpoint
+
+
+def _row_of(path: str, weights: Mapping[str, Tensor]) -> str:
+    layers = {key.split(".")[1] for key in weights if key.startswith("bbox_head.")}
+    for config, (needed, absent) in _ROWS.items():
+        if layers >= set(needed.split()) and not layers & set(absent.split()):
+            return config
+    has = f"its head has {', '.join(sorted(layers))}" if layers else "it has no bbox_head"
+    raise UserError(f"{path}: no ATSS, GFL or GFLv2 of MMDetection ({has}).")
+
+
+def _num_classes(checkpoint: Mapping) -> int:
+    """Of the data set that MMDetection noted (2.x: CLASSES, 3.x: dataset_meta); COCO's where it noted none."""
+    meta = checkpoint.get("meta") or {}
+    classes = meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes")
+    return len(classes) if classes else _COCO
 
 
 def _our_name(key: str) -> str | None:
