@@ -25,6 +25,7 @@ from clq.engine.predictor import (
     picture_names,
     to_json,
 )
+from clq.engine.settings import make_folder
 from clq.errors import UserError
 from detectron2.data.detection_utils import convert_image_to_rgb
 from PIL import Image
@@ -58,11 +59,8 @@ def setup(args):
         raise UserError(f"--output {args.output}: holds images of --input, which would be overwritten; choose another.")
     if os.path.isdir(args.json or ""):
         raise UserError(f"--json {args.json}: is a folder; name a file.")
-    for folder in (args.output, os.path.dirname(args.json or "")):
-        try:
-            os.makedirs(folder or ".", exist_ok=True)
-        except OSError as e:
-            raise UserError(f"{folder}: this folder cannot be made ({e.strerror}); choose another.") from e
+    make_folder("--output", args.output)
+    make_folder("--json, in", os.path.dirname(args.json or "") or ".")
     return cfg, paths
 
 

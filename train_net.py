@@ -11,7 +11,7 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.launch import launch_cli
-from clq.engine.settings import check_model, check_training, make_output_dir
+from clq.engine.settings import check_model, check_training, make_folder
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -24,7 +24,7 @@ def setup(args):
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
-    make_output_dir(cfg.OUTPUT_DIR)
+    make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup sets up Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if cfg.MODEL.META_ARCHITECTURE == "CLQ":

@@ -136,3 +136,12 @@ def test_a_number_out_of_range_is_refused_by_name(key, value):
     with pytest.raises(clq.UserError) as e, torch.device("meta"):
         build_model(clq.setup_cfg(None, [*opts, f"MODEL.CLQ.{key}", value]))
     assert str(e.value).startswith(f"MODEL.CLQ.{key} {value}: ")
+
+
+def test_data_sets_on_the_command_line_are_written_as_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = clq.setup_cfg(None, ["DATASETS.COCO_JSON", "[{name: on_the_line, json: b.json, images: c}]", *CPU])
+    absolute = {"name": "on_the_line", "json": str(tmp_path / "b.json"), "images": str(tmp_path / "c")}
+    assert [absolute] == cfg.DATASETS.COCO_JSON
+    with pytest.raises(clq.UserError, match=r"DATASETS\.COCO_JSON .*write '\[\{name: a"):
+        clq.setup_cfg(None, ["DATASETS.COCO_JSON", "[{name: a", *CPU])

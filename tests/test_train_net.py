@@ -87,6 +87,24 @@ def test_resume_with_another_optimizer(tiny, trained, tmp_path, run, capsys):
     argv = ["--config-file", tiny, "--resume", *SHORT, "OUTPUT_DIR", tmp_path, "SOLVER.OPTIMIZER"]
     assert run("train_net.py", *argv, "SGD") == 2
     assert "SOLVER.OPTIMIZER SGD: the checkpoint to resume is of a training with another" in capsys.readouterr().err
+    assert run("train_net.py", *argv, "AdamW", "SOLVER.WEIGHT_DECAY_BIAS", 0.5) == 2
+    assert "other groups of parameters; set SOLVER.WEIGHT_DECAY_NORM" in capsys.readouterr().err
+    state = checkpoint(tmp_path)
+    del state["trainer"]["_trainer"]
+    torch.save(state, tmp_path / "model_final.pth")
+    assert run("train_net.py", *argv, "AdamW") == 2
+    assert "has no optimizer's state" in capsys.readouterr().err
+
+
+def test_resume_says_which_learning_rate_goes_on(tiny, trained, tmp_path, run):
+    for name in ("model_final.pth", "last_checkpoint"):
+        shutil.copy(trained / name, tmp_path)
+    opts = ["DATASETS.TEST", "[]", "SOLVER.BASE_LR", 0.008, "SOLVER.MAX_ITER", 41, "OUTPUT_DIR", tmp_path]
+    assert run("train_net.py", "--config-file", tiny, "--resume", *opts) == 0
+    assert "Learning rate 0.004 is not used: the training resumed goes on with its own, 0.002" in (
+        (tmp_path / "log.txt").read_text()
+    )
+    assert {group["initial_lr"] for group in optimizer(tmp_path)["param_groups"]} == {0.002}
 
 
 def test_unreadable_training_image(tiny, trained, tmp_path, run, capsys):
@@ -99,7 +117,9 @@ def test_unreadable_training_image(tiny, trained, tmp_path, run, capsys):
     for workers in (0, 1):
         opts = ["DATASETS.COCO_JSON", train, "DATASETS.TRAIN", "['damaged']", "DATALOADER.NUM_WORKERS", workers]
         assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", tmp_path / "out", *SHORT, *opts) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert "Traceback" not in out
         assert re.search(rf"image {tmp_path}/images/\S+: cannot be read", line)
 
 
@@ -139,6 +159,19 @@ MISTAKES = {
     "model": (["MODEL.META_ARCHITECTURE", "CQL"], ["MODEL.META_ARCHITECTURE CQL", "not one of", "RetinaNet"]),
     "backbone": (["MODEL.BACKBONE.NAME", "resnet"], ["MODEL.BACKBONE.NAME resnet", "build_dense_resnet_fpn_backbone"]),
     "depth": (["MODEL.RESNETS.DEPTH", 20], ["MODEL.RESNETS.DEPTH 20", "18, 34, 50"]),
+    "depth's width": (
+        ["MODEL.RESNETS.RES2_OUT_CHANNELS", 256],
+        ["MODEL.BACKBONE, RESNETS and FPN", "RES2_OUT_CHANNELS"],
+    ),
+    "norm": (["MODEL.FPN.NORM", "GNN"], ["MODEL.BACKBONE, RESNETS and FPN", "GNN"]),
+    "levels": (["MODEL.CLQ.IN_FEATURES", "['P3', 'p4', 'p5']"], ["IN_FEATURES ['P3', 'p4', 'p5']: name", "p3, p4, p5"]),
+    "idle level": (["MODEL.CLQ.IN_FEATURES", "['p4', 'p5']"], ["leaves p3 without a use"]),
+    "steps": (["SOLVER.STEPS", "(9, 5)"], ["SOLVER.STEPS, MAX_ITER", "refuses"]),
+    "rate": (["SOLVER.BASE_LR", -1.0], ["SOLVER.BASE_LR", "refuses"]),
+    "flip": (["INPUT.RANDOM_FLIP", "both"], ["RANDOM_FLIP", "refuses"]),
+    "format": (["INPUT.FORMAT", "rgb"], ["INPUT.FORMAT rgb", "RGB, BGR"]),
+    "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "boxes alone"]),
+    "detections": (["TEST.DETECTIONS_PER_IMAGE", -1], ["TEST.DETECTIONS_PER_IMAGE -1", "at least 1"]),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["SOLVER.LR_SCHEDULER_NAME Cosine", "WarmupCosineLR"]),
     "sampler": (["DATALOADER.SAMPLER_TRAIN", "Random"], ["DATALOADER.SAMPLER_TRAIN Random", "TrainingSampler"]),
     "batch": (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH 0", "at least 1"]),
@@ -160,6 +193,11 @@ def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path,
     opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path]
     assert run("train_net.py", "--config-file", tiny, "--eval-only", *opts) == 2
     assert f"{other_classes}: trained for 3 classes, but this model has 2; use" in capsys.readouterr().err
+
+
+def test_several_machines_without_gpus(tiny, run, capsys):
+    assert run("train_net.py", "--config-file", tiny, "--num-machines", 2, "--num-gpus", 0) == 2
+    assert "--num-machines 2: takes --num-gpus of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", [("--num-gpus", 2), ("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:1")])

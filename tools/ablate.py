@@ -20,6 +20,7 @@ from pathlib import Path
 import clq
 import torch
 from clq.data.checks import check_datasets
+from clq.data.datasets import require_files
 from clq.data.images import read_image
 from clq.engine.ablation import (
     Run,
@@ -38,6 +39,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 
 
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of the study: data, backbone, widths, schedule")
@@ -46,7 +51,7 @@ def parse_args(argv=None):
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument("--jobs", type=positive, help="trainings at a time (default: one a GPU; without a GPU 1)")
     parser.add_argument(
-        "--speed-images", type=int, default=10, help="test images to time rows on, 0: none; default: 10"
+        "--speed-images", type=count, default=10, help="test images to time rows on, 0: none; default: 10"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
     return parser.parse_args(argv)
@@ -129,7 +134,7 @@ def report(runs, configs, args) -> None:
         name: {"seeds": dict(zip(dict.fromkeys(args.seeds), m, strict=True)), **speed.get(name, {})}
         for name, m in results.items()
     }
-    (args.output / "results.json").write_text(json.dumps(content, indent=1))
+    (args.output / "results.json").write_text(json.dumps(content, indent=1).replace("NaN", "null"))
     draw_losses(runs, args.output / "losses.png")
     print(f"\n{table}\nMean ± standard deviation over seeds {', '.join(map(str, args.seeds))}.")
     for name in ("table.md", "results.json", "losses.png"):
@@ -142,7 +147,9 @@ def main(argv=None) -> int:
     runs = make_runs(rows, args)
     configs = {row.name: clq.setup_cfg(args.config_file, [*row.opts, *args.opts]) for row in rows}
     for cfg in configs.values():
-        check_datasets(cfg, splits=("TRAIN", "TEST"))
+        check_datasets(cfg, splits=("TRAIN",))
+        check_datasets(cfg, splits=("TEST",))
+    require_files(configs[rows[0].name].DATASETS.TEST[0])
     for name, changed in differences(configs).items():
         print(f"{name}, against {rows[0].name}: {'; '.join(changed) or 'nothing'}", flush=True)
     jobs = args.jobs or max(1, torch.cuda.device_count())

@@ -16,6 +16,7 @@ from clq.data.images import read_image
 from clq.engine.drawing import compare, crop, populated_window
 from clq.engine.launch import positive, run_cli
 from clq.engine.predictor import DRAWING_THRESHOLD, Predictor
+from clq.engine.settings import make_folder
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
@@ -38,7 +39,9 @@ def parse_args(argv=None):
 def ground_truth(record: dict) -> Instances:
     """The boxes that count, without crowds, of a record of Detectron2's format."""
     size = record["height"], record["width"]
-    return annotations_to_instances([a for a in record["annotations"] if not a.get("iscrowd")], size)
+    keys = "bbox", "bbox_mode", "category_id"  # no masks, which come in several forms
+    boxes = [{key: a[key] for key in keys} for a in record["annotations"] if not a.get("iscrowd")]
+    return annotations_to_instances(boxes, size)
 
 
 def picture(cfg, predictor, record: dict, names: list[str], args):
@@ -60,7 +63,7 @@ def main(argv=None):
     cfg.freeze()
     check_datasets(cfg, splits=("TEST",))
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "pictures")
-    os.makedirs(output, exist_ok=True)
+    make_folder("--output", output)
     predictor = Predictor(cfg)
     for dataset in cfg.DATASETS.TEST:
         names, root = class_names(dataset), MetadataCatalog.get(dataset).get("image_root", "/")

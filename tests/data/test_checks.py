@@ -35,6 +35,11 @@ def test_a_good_pair_passes_silently(make, caplog):
         ({"images": None}, 'has no list under "images"'),
         ({"annotations": None}, 'has no list under "annotations"'),
         ({"images": []}, "lists no image"),
+        ({"images": [{**IMAGE, "width": "20"}]}, "image 5 has width '20'"),
+        ({"images": [{**IMAGE, "file_name": None}]}, "image 5 has file_name None"),
+        ({"images": [IMAGE, {**IMAGE, "id": "x"}]}, "image ids in its json are partly numbers, partly text"),
+        ({"annotations": [{**BOX, "category_id": [7]}]}, r"annotation 1 has category_id \[7\]"),
+        ({"annotations": [{**BOX, "segmentation": [[1, 1, 2, 2]]}]}, "has a box to train on"),
         ({"images": [IMAGE, IMAGE]}, "image id 5 occurs 2 times"),
         ({"images": [{**IMAGE, "file_name": "b.png"}]}, "images/b.png does not exist"),
         ({"images": [{"id": 5, "file_name": "a.png"}]}, "image number 1 in its json lacks one of id, file_name, width"),
@@ -61,8 +66,9 @@ def test_a_broken_training_set_is_refused(make, changes, message):
 @pytest.mark.parametrize(
     "annotation, message",
     [
-        ({k: v for k, v in BOX.items() if k != "area"}, 'annotation 1 has no "area"'),
-        ({k: v for k, v in BOX.items() if k != "iscrowd"}, 'annotation 1 has no "iscrowd"'),
+        ({k: v for k, v in BOX.items() if k != "area"}, 'annotation 1 has no number as "area"'),
+        ({**BOX, "area": None}, 'annotation 1 has no number as "area"'),
+        ({k: v for k, v in BOX.items() if k != "iscrowd"}, 'annotation 1 has no number as "iscrowd"'),
         ({**BOX, "id": 0}, "annotation id 0 would never count as found"),
     ],
 )

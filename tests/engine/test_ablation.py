@@ -4,7 +4,8 @@ from pathlib import Path
 
 import clq
 import pytest
-from clq.engine.ablation import Run, differences, loss_curves, mean_and_spread, parse_row
+import torch
+from clq.engine.ablation import Run, differences, loss_curves, mean_and_spread, parse_row, visible_gpus
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 
@@ -54,6 +55,32 @@ def test_a_folder_is_of_one_run(tiny, tmp_path):
     Run(tiny, ("SEED", "1"), tmp_path).prepare()
     with pytest.raises(UserError, match=f"{tmp_path}: holds a run with other settings"):
         Run(tiny, ("SEED", "2"), tmp_path).prepare()
+    heir = tmp_path / "heir.yaml"  # the same file on another base
+    heir.write_text(f"_BASE_: {tiny}\n")
+    Run(str(heir), ("SEED", "1"), tmp_path).prepare()
+    other = tmp_path / "other.yaml"
+    other.write_text(f"_BASE_: {tiny}\nSOLVER: {{MAX_ITER: 99}}\n")
+    heir.write_text(f"_BASE_: {other}\n")
+    with pytest.raises(UserError, match="other settings"):
+        Run(str(heir), ("SEED", "1"), tmp_path).prepare()
+
+
+@pytest.mark.parametrize(
+    "given, expected", [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_only_visible_gpus_are_used(given, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == expected
+
+
+def test_without_a_test_set_nothing_is_trained(tiny, tmp_path, run, capsys):
+    argv = ["--config-file", tiny, "--output", tmp_path, "--rows", CLQ, "--opts", "DATASETS.TEST", "[]"]
+    assert run("tools/ablate.py", *argv) == 2
+    assert "DATASETS.TEST is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_are_those_that_training_printed(trained, tiny, tmp_path):

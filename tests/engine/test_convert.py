@@ -231,6 +231,8 @@ def test_each_row_is_told_by_its_head_and_others_are_refused(tmp_path):
     gfl = {f"bbox_head.{k}": v for k, v in mmdet_head("gfl", 68).items()}
     assert convert(mmdet_detector())[1] == "configs/ATSS/atss_R_50_FPN_1x.yaml"
     assert convert({**body, **gfl})[1] == "configs/GFL/gfl_R_50_FPN_1x.yaml"
+    gfl["bbox_head.gfl_cls.weight"], gfl["bbox_head.gfl_cls.bias"] = torch.zeros(81, WIDTH, 3, 3), torch.zeros(81)
+    assert len(convert({**body, **gfl})[0]["head.cls_logits.bias"]) == 81  # only GFLv2's has the background
     for weights, why in (
         (
             {"bbox_head.vfnet_cls.weight": torch.zeros(1)},

@@ -1,6 +1,6 @@
 """Every config key of the project, and the one way to make a config.
 
-This file and the ``from_config`` methods are the only readers of keys; parts take plain arguments.
+Keys are read here and by builders (``from_config``, ``build_...``, ``check_...``); parts take plain arguments.
 """
 
 import difflib
@@ -119,7 +119,12 @@ _RANGES = {
     "TOPK": ("at least 1", lambda v: v >= 1),
     "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
     "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
+    "BOX.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
+    "BOX.DFL_WEIGHT": ("at least 0", lambda v: v >= 0),
     "CLS.BETA": ("at least 1", lambda v: v >= 1),
+    "CLS.FOCAL_ALPHA": ("within 0 and 1", lambda v: 0 <= v <= 1),
+    "CLS.FOCAL_GAMMA": ("at least 0", lambda v: v >= 0),
+    "QUALITY.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
     "SCORE_THRESH": ("below 1", lambda v: v < 1),
     "TOPK_CANDIDATES": ("at least 1", lambda v: v >= 1),
     "NMS_THRESH": ("at least 0", lambda v: v >= 0),
@@ -136,6 +141,8 @@ def check_ranges(cfg: CfgNode) -> None:
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
         if value is None or not holds(value):
             raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
+    if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
+        raise UserError(f"TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: must be at least 1.")
 
 
 def _device_here(name: str) -> str:
@@ -180,7 +187,11 @@ def _merge_opts(cfg: CfgNode, opts: list) -> None:
         raise UserError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
+            if key == "DATASETS.COCO_JSON" and isinstance(value, str):
+                value = yaml.safe_load(value)  # written as in a file: [{name: a, json: b.json, images: c}]
             cfg.merge_from_list([key, value])
+        except yaml.YAMLError as e:
+            raise UserError(f"{key} {value}: write '[{{name: a, json: b.json, images: c}}]', in quotes.") from e
         except (TypeError, AttributeError) as e:  # not a string, or goes on below a value
             raise UserError(f"{key} {value}: {_unknown(cfg, str(key))}") from e
         except (KeyError, ValueError, AssertionError) as e:

@@ -23,6 +23,11 @@ from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_TYPES = {
+    **dict.fromkeys(("id", "image_id", "category_id"), (int, str)),
+    **dict.fromkeys(("file_name", "name"), str),
+    **dict.fromkeys(("width", "height"), (int, float)),
+}
 IMAGES_TRIED = 8  # files looked for, spread over the data set: a wrong folder misses all of them
 EVALUATION_KEYS = ("area", "iscrowd")  # of annotations: pycocotools fails without them, and only after training
 
@@ -99,6 +104,13 @@ def _check_records(name: str, kind: str, records: list, keys: Sequence[str]) -> 
     for i, record in enumerate(records):
         if not isinstance(record, dict) or not all(key in record for key in keys):
             raise UserError(f"data set {name}: {kind} number {i + 1} in its json lacks one of {', '.join(keys)}.")
+        for key, types in _TYPES.items():
+            if key in keys and not isinstance(record[key], types):
+                raise UserError(
+                    f"data set {name}: {kind} {record['id']} has {key} {record[key]!r} in its json; correct it."
+                )
+    if len({type(r["id"]) for r in records}) > 1:
+        raise UserError(f"data set {name}: {kind} ids in its json are partly numbers, partly text; use either.")
     (most, count), *_ = Counter(r["id"] for r in records).most_common(1) or [(None, 0)]
     if count > 1:
         raise UserError(f"data set {name}: {kind} id {most} occurs {count} times in its json; ids must be unique.")
@@ -159,6 +171,10 @@ def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.nd
         first = annotations[infinite.argmax()]
         raise UserError(f"data set {name}: annotation {first['id']} has bbox {first['bbox']}; correct or remove it.")
     good = (boxes[:, 2:] > 0).all(axis=1)
+    flat = good & np.array([_is_flat(a.get("segmentation")) for a in annotations], dtype=bool)
+    if flat.any():
+        what = "with a segmentation of no area: Detectron2 does not train on them; correct or remove it"
+        _warn(name, flat.sum(), what, annotations[flat.argmax()]["id"])
     outside = good & ((boxes[:, :2] < -1) | (boxes[:, :2] + boxes[:, 2:] > sizes + 1)).any(axis=1)
     if not good.all():
         _warn(
@@ -174,7 +190,13 @@ def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.nd
             "beyond their image by over 1 px (bbox is [x, y, width, height])",
             annotations[outside.argmax()]["id"],
         )
-    return good
+    return good & ~flat
+
+
+def _is_flat(segmentation: object) -> bool:
+    """Whether it is a list of polygons, none of which has three corners: Detectron2 then drops the annotation."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    return bool(polygons) and not any(len(p) >= 6 and len(p) % 2 == 0 for p in polygons if isinstance(p, list))
 
 
 def _warn(name: str, count: int, what: str, first: object) -> None:
@@ -184,9 +206,9 @@ def _warn(name: str, count: int, what: str, first: object) -> None:
 def _unevaluable(annotations: list[dict]) -> str:
     for a in annotations:
         for key in EVALUATION_KEYS:
-            if key not in a:
+            if not isinstance(a.get(key), (int, float)):
                 default = "width * height of the box" if key == "area" else "0"
-                return f'annotation {a["id"]} has no "{key}", which COCO evaluation needs; add it ({default})'
+                return f'annotation {a["id"]} has no number as "{key}", which COCO evaluation needs; add it ({default})'
         if a["id"] == 0:
             return "annotation id 0 would never count as found in COCO evaluation; number annotations from 1"
     return ""

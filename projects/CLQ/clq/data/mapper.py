@@ -13,7 +13,7 @@ from fvcore.transforms.transform import CropTransform, PadTransform, Transform, 
 
 from clq.data.images import read_image
 from clq.data.tiling import MIN_VISIBLE, visible_fraction
-from clq.errors import UserError
+from clq.errors import UserError, blamed_on
 
 
 class RandomZoomCrop(T.Augmentation):
@@ -165,9 +165,10 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """
     aug = cfg.INPUT.AUG
     _check(aug, cfg.INPUT.FORMAT)
-    augmentations = build_augmentation(cfg, is_train=True)
-    if cfg.INPUT.CROP.ENABLED:
-        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
+        augmentations = build_augmentation(cfg, is_train=True)
+        if cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     if aug.CROP or tuple(aug.SCALE) != (1, 1):
         augmentations.append(RandomZoomCrop(tuple(aug.SCALE), tuple(aug.CROP) or None))
     if aug.ROTATE90:

@@ -107,18 +107,19 @@ class Run:
         Raises:
             UserError: it holds a run with other settings.
         """
-        settings = {"config": Path(self.config_file).read_text(), "opts": list(self.opts)}
+        cfg = setup_cfg(self.config_file, [*self.opts, "MODEL.DEVICE", "cpu"])  # the same on a machine with a GPU
+        settings = {"config": cfg.dump()}
         path = self.folder / SETTINGS
         if path.is_file() and json.loads(path.read_text()) != settings:
             raise UserError(f"{self.folder}: holds a run with other settings; choose another --output or delete it.")
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1))
 
-    def train(self, threads: int, gpu: int | None) -> bool:
+    def train(self, threads: int, gpu: str | None) -> bool:
         """Trains in a process of its own, from its last checkpoint if there is one; whether that went well."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         argv = ["--config-file", self.config_file, "--resume", "OUTPUT_DIR", str(self.folder), *self.opts]
         with open(self.folder / "stdout.txt", "w") as log:
             process = subprocess.run([sys.executable, str(TRAIN_NET), *argv], env=environment, stdout=log, stderr=log)
@@ -127,11 +128,17 @@ class Run:
         return process.returncode == 0
 
 
+def visible_gpus() -> list[str]:
+    """Names for ``CUDA_VISIBLE_DEVICES`` of the GPUs that this process may use."""
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[:count] if given else [str(i) for i in range(count)]
+
+
 def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
     """Trains what is not done yet, ``jobs`` at a time, spread over GPUs and cores; returns the runs that failed."""
     for run in runs:
         run.prepare()
-    gpus = torch.cuda.device_count()
+    gpus = visible_gpus()
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(jobs):
         slots.put(slot)
@@ -140,7 +147,7 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
         slot = slots.get()
         try:
             print(f"{run.folder}: started", flush=True)
-            good = run.train(max(1, (os.cpu_count() or 1) // jobs), slot % gpus if gpus else None)
+            good = run.train(max(1, (os.cpu_count() or 1) // jobs), gpus[slot % len(gpus)] if gpus else None)
             print(f"{run.folder}: {'done' if good else f'failed, see {run.folder}/stdout.txt'}", flush=True)
             return good
         finally:

@@ -29,11 +29,12 @@ _NECK = (
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"top_block.p{i + 3}.\1") for i in (3, 4)),
 )
 _CONSTANTS = ("integral.project",)  # buffers that hold no weight
+_GFLV2 = "configs/GFLV2/gflv2_R_50_FPN_1x.yaml"
 # Config of the row -> the layers that its head must have and those it must not have.
 _ROWS = {
     "configs/ATSS/atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
     "configs/GFL/gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
-    "configs/GFLV2/gflv2_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg reg_conf", ""),
+    _GFLV2: ("gfl_cls gfl_reg reg_conf", ""),
 }
 _COCO = 80  # classes
 
@@ -85,8 +86,9 @@ def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str]:
     converted, unplaced = _convert(weights)
     if unplaced:
         raise UserError(f"{path}: {len(unplaced)} of its weights have no place here: {', '.join(unplaced[:8])} ...")
-    layer = converted["head.cls_logits.weight"]
-    if len(layer) == _num_classes(checkpoint) + 1:
+    channels = len(converted["head.cls_logits.weight"])
+    if config == _GFLV2 and channels == _num_classes(checkpoint) + 1:
+        logger.info("%s: %d class channels; the last one, of the background, is left out", path, channels)
         for name in ("head.cls_logits.weight", "head.cls_logits.bias"):
             converted[name] = converted[name][:-1].clone()
     return converted, config

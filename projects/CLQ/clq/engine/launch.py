@@ -38,6 +38,9 @@ def launch_cli(main: Callable, args) -> None:
         args: of :func:`detectron2.engine.default_argument_parser`.
     """
     found = torch.cuda.device_count()
+    if args.num_machines > 1 and args.num_gpus < 1:  # Detectron2 would train on each of them alone
+        print(f"{sys.argv[0]}: --num-machines {args.num_machines}: takes --num-gpus of at least 1.", file=sys.stderr)
+        sys.exit(2)
     if args.num_gpus > found and args.num_gpus * args.num_machines > 1:  # one process may do without
         asked = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}"
         print(f"{sys.argv[0]}: {asked}: this machine has {found} GPU(s); ask for fewer.", file=sys.stderr)

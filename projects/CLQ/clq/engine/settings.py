@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from clq.errors import UserError
 
 _DEPTHS = 18, 34, 50, 101, 152  # of Detectron2's ResNets
+_FORMATS = "RGB", "BGR", "L", "YUV-BT.601"
 _SCHEDULES = "WarmupMultiStepLR", "WarmupCosineLR"
 _NEWER_SCHEDULES = ("WarmupStepWithFixedGammaLR",)  # of Detectron2 main, with its key NUM_DECAYS
 _SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
@@ -23,6 +24,9 @@ def check_model(cfg: CfgNode) -> None:
     body = cfg.MODEL.BACKBONE.NAME
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _one_of("MODEL.BACKBONE.NAME", body, [name for name, _ in BACKBONE_REGISTRY])
+    _one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, _FORMATS)
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        raise UserError("MODEL.MASK_ON, MODEL.KEYPOINT_ON: boxes alone are trained here; set both to False.")
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
 
@@ -44,8 +48,8 @@ def check_training(cfg: CfgNode) -> None:
         )
 
 
-def make_output_dir(path: str) -> None:
-    """Makes ``OUTPUT_DIR``.
+def make_folder(option: str, path: str) -> None:
+    """Makes the folder that an option names.
 
     Raises:
         UserError: it is a file, or cannot be made or written to.
@@ -53,9 +57,9 @@ def make_output_dir(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as e:
-        raise UserError(f"OUTPUT_DIR {path}: cannot be made ({e.strerror}); choose another.") from e
+        raise UserError(f"{option} {path}: cannot be made ({e.strerror}); choose another.") from e
     if not os.access(path, os.W_OK):
-        raise UserError(f"OUTPUT_DIR {path}: cannot be written to; choose another.")
+        raise UserError(f"{option} {path}: cannot be written to; choose another.")
 
 
 def _one_of(key: str, value: object, known: list | tuple) -> None:

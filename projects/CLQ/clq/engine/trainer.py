@@ -18,13 +18,13 @@ from torch import nn
 from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
-from clq.errors import UserError
+from clq.errors import UserError, blamed_on
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains any meta-architecture of a config, evaluates with COCO's metrics."""
+    """Trains any box detector of a config, evaluates with COCO's metrics."""
 
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer.__init__ in its own order, but for the classes of step and checkpointer, which it hard-codes.
@@ -39,7 +39,8 @@ class Trainer(DefaultTrainer):
         ddp = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp)
         self._trainer = build_step(cfg, model, loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        with blamed_on("SOLVER.STEPS, MAX_ITER, GAMMA and WARMUP_*"):
+            self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -58,6 +59,8 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> dict | None:
         """Runs the training; returns the last evaluation's results on the main process."""
+        # Detectron2 logs a traceback of whatever ends a training; a mistake in the data is said in one line instead.
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
@@ -79,14 +82,25 @@ class Trainer(DefaultTrainer):
         step = state_dict.get("_trainer")
         if step is None:
             raise UserError("--resume: the checkpoint has no optimizer's state; start anew from it as MODEL.WEIGHTS.")
-        theirs, ours = (_optimizer_kind(s["optimizer"]) for s in (step, self._trainer.state_dict()))
-        if theirs != ours:
+        self._check_resumable(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups)
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(step)
+
+    def _check_resumable(self, theirs: list[dict], ours: list[dict]) -> None:
+        """Holds the parameter groups of a checkpoint's optimizer against those of this training's."""
+        if ("betas" in theirs[0]) != ("betas" in ours[0]):
             raise UserError(
                 f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume is of a training with "
                 "another; use that, or start anew from it as MODEL.WEIGHTS."
             )
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(step)
+        if [len(g["params"]) for g in theirs] != [len(g["params"]) for g in ours]:
+            raise UserError(
+                "--resume: the checkpoint's optimizer has other groups of parameters; set SOLVER.WEIGHT_DECAY_NORM, "
+                "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and MODEL.BACKBONE.FREEZE_AT as they were, or start anew from it."
+            )
+        if theirs[0].get("initial_lr") != ours[0]["initial_lr"]:
+            rates = ours[0]["initial_lr"], theirs[0]["initial_lr"]
+            logger.warning("Learning rate %g is not used: the training resumed goes on with its own, %g", *rates)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -106,7 +120,8 @@ class Trainer(DefaultTrainer):
             bias_lr_factor=s.BIAS_LR_FACTOR,
             weight_decay_bias=s.WEIGHT_DECAY_BIAS,
         )
-        return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
+        with blamed_on("SOLVER.BASE_LR, MOMENTUM, WEIGHT_DECAY and CLIP_GRADIENTS"):
+            return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
@@ -130,10 +145,8 @@ class Trainer(DefaultTrainer):
         )
 
 
-def _optimizer_kind(state: dict) -> tuple[int, bool]:
-    """What tells the states of optimizers apart: the number of groups, and whether there is momentum or two betas."""
-    groups = state["param_groups"]
-    return len(groups), "betas" in groups[0]
+def _is_no_mistake(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
 def learning_rate(cfg: CfgNode) -> float:

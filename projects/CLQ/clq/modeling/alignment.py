@@ -55,7 +55,7 @@ class AlignConv(nn.Module):
     def __init__(self, channels: int, offsets: nn.Module, backend: str = "auto"):
         super().__init__()
         if backend != "auto" and backend not in BACKENDS:
-            raise ValueError(f"the alignment's back-end is auto, {' or '.join(BACKENDS)}, not {backend}")
+            raise ValueError(f"ALIGN.BACKEND is auto, {' or '.join(BACKENDS)}, not {backend}")
         self.backend = backend
         self.offsets = offsets
         self.conv = Conv2d(channels, channels, 3, padding=1, bias=False)  # holds the weight; never called itself

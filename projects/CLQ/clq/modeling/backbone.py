@@ -48,14 +48,17 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not need are not built: each parameter gets a gradient.
 
     Raises:
-        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from; a level of
-            the pyramid that nothing uses.
+        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from; a level that
+            the pyramid does not have, or that nothing uses.
     """
     used, in_features = cfg.MODEL.CLQ.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES
     num_top_levels = 2 if "p7" in used else int("p6" in used)
     if not in_features or in_features[-1] != "res5":
         raise UserError(f"MODEL.FPN.IN_FEATURES {in_features}: must end with res5, since P6 is made from P5.")
     levels = [f.replace("res", "p") for f in in_features]
+    unknown = set(used) - {*levels, "p6", "p7"}
+    if unknown or not used:
+        raise UserError(f"MODEL.CLQ.IN_FEATURES {used}: name one or more of {', '.join([*levels, 'p6', 'p7'])}.")
     idle = [level for level in levels if level not in used and not (level == "p5" and num_top_levels)]
     if idle:
         raise UserError(

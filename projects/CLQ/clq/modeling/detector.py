@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clq.config import check_ranges
 from clq.data.datasets import resolve_num_classes
-from clq.errors import UserError
+from clq.errors import UserError, blamed_on
 from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_score
@@ -74,7 +74,8 @@ class CLQ(DenseDetector):
         """
         check_ranges(cfg)
         c = cfg.MODEL.CLQ
-        backbone = build_backbone(cfg)
+        with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):
+            backbone = build_backbone(cfg)
         shapes = _shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
         coder = _choose(

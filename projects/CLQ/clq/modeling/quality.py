@@ -69,7 +69,7 @@ class DistributionQuality(nn.Sequential):
         if not hasattr(coder, "probabilities"):
             raise ValueError("the quality comes from distributions, which box coding distribution alone has")
         if coder.reg_max + 1 < topk:
-            raise ValueError(f"the {topk} largest of {coder.reg_max + 1} bins were asked for")
+            raise ValueError(f"it reads the {topk} largest of {coder.reg_max + 1} bins; raise BOX.REG_MAX")
         super().__init__(Conv2d(4 * (topk + 1), hidden, 1), nn.ReLU(), Conv2d(hidden, 1, 1))
         self.coder = coder
         self.topk = topk
