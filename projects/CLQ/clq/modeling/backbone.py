@@ -48,8 +48,8 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not need are not built: each parameter gets a gradient.
 
     Raises:
-        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from; a level that
-            the pyramid does not have, or that nothing uses.
+        UserError: ``MODEL.FPN.IN_FEATURES`` does not end with res5, so that there is no P5 to continue from; a level
+            that the pyramid does not have, or that nothing uses.
     """
     used, in_features = cfg.MODEL.CLQ.IN_FEATURES, cfg.MODEL.FPN.IN_FEATURES
     num_top_levels = 2 if "p7" in used else int("p6" in used)
