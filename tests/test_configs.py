@@ -28,6 +28,8 @@ ROWS = {
     "ablations/atss_qfl_R_50_FPN_1x": ("qfl", 2.0, "none", "none", None, "none"),
     "ablations/atss_lqe_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "none"),
     "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
+    "VFNET/vfnet_R_50_FPN_1x": ("vfl", 2.0, "iou", "none", None, "none"),
+    "VFNET/vfnet_R_50_FPN_2x_ms": ("vfl", 2.0, "iou", "none", None, "none"),
     "GFL/gfl_R_50_FPN_1x": ("qfl", 2.0, "score", "none", None, "none"),
     "GFL/gfl_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "none", None, "none"),
     "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
@@ -132,13 +134,13 @@ def test_row(name):
     assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
     assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
     assert c.QUALITY.LOSS_WEIGHT == 1.0
-    coding = "distribution" if "gfl" in name else "delta"
+    coding = "distribution" if "gfl" in name else "distance" if "vfnet" in name else "delta"
     assert coding == c.BOX.CODING
     assert (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT) == (16, 0.25)
     assert alpha is None or alpha == c.QUALITY.ALPHA
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
-        largest = 960 if "gflv2" in name else 800
+        largest = 960 if "gflv2" in name or "vfnet" in name else 800
         assert (480, largest) == cfg.INPUT.MIN_SIZE_TRAIN
         assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
 
@@ -158,6 +160,7 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
     [
         (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
         (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("VFNET/vfnet_R_50_FPN_1x", "VFNET/vfnet_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFL/gfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_2x_ms", "GFLV2/gflv2_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),

@@ -3,7 +3,7 @@
 
     tools/convert_weights.py mmdet atss_r50_fpn_1x_coco.pth atss.pth
 
-mmdet: MMDetection's ATSS, GFL and GFLv2 (2.x, 3.x and GFLv2's own repository), on any ResNet. Prints the config that
+mmdet: MMDetection's ATSS, GFL, GFLv2 and VFNet (2.x, 3.x, GFLv2's own repository), on any ResNet. Prints the config that
 goes with it; a deeper body needs its MODEL.RESNETS, a longer schedule changes nothing here.
 """
 

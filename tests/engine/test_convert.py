@@ -10,7 +10,8 @@ import torch
 import torchvision
 from clq.engine.checkpoint import Checkpointer
 from clq.errors import UserError
-from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+from clq.modeling.alignment import StarRefinement
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder
 from clq.modeling.head import DenseHead
 from clq.modeling.quality import DistributionQuality, TowerQuality
 from detectron2.modeling import build_model
@@ -124,7 +125,7 @@ def test_a_converted_head_computes_what_the_original_does():
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
-        for level, (feature, *ours) in enumerate(zip(features, *head(features), strict=True)):
+        for level, (feature, *ours) in enumerate(zip(features, *head(features)[:3], strict=True)):
             for mine, theirs in zip(ours, head_of_mmdet(weights, feature, level), strict=True):
                 torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
 
@@ -157,6 +158,23 @@ def test_a_gflv2_head_brings_its_quality(caplog):
     assert not caplog.records
 
 
+def test_a_vfnet_head_brings_its_refinement(caplog):
+    weights = mmdet_head("vfnet", 4)
+    for name in ("vfnet_reg_conv.conv", "vfnet_reg_refine_dconv", "vfnet_cls_dconv"):
+        weights[f"{name}.weight"] = torch.randn(WIDTH, WIDTH, 3, 3)
+    weights["vfnet_reg_conv.gn.weight"], weights["vfnet_reg_conv.gn.bias"] = torch.randn(WIDTH), torch.randn(WIDTH)
+    weights["vfnet_reg_refine.weight"], weights["vfnet_reg_refine.bias"] = torch.randn(4, WIDTH, 3, 3), torch.randn(4)
+    weights.update({f"scales_refine.{i}.scale": torch.tensor(float(i)) for i in range(5)})
+    sizes = {"in_channels": WIDTH, "num_levels": 5, "num_classes": CLASSES, "num_convs": DEPTH, "conv_dim": WIDTH}
+    head = DenseHead(coder=DistanceCoder(), refine=StarRefinement(WIDTH, 5), **sizes)
+    load(head, clq.convert_mmdet(weights))
+    assert torch.equal(head.refine.cls_align.conv.weight, weights["vfnet_cls_dconv.weight"])
+    assert torch.equal(head.refine.reg_align.conv.weight, weights["vfnet_reg_refine_dconv.weight"])
+    assert torch.equal(head.box_pred[1].weight, weights["vfnet_reg.weight"])
+    assert head.refine.scales.tolist() == [0, 1, 2, 3, 4]
+    assert not caplog.records
+
+
 def test_scales_keep_the_order_of_their_levels():
     weights = {f"scales.{i}.scale": torch.tensor([float(i)]) for i in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
     assert clq.convert_mmdet(weights)["scales"].tolist() == list(range(11))
@@ -165,7 +183,7 @@ def test_scales_keep_the_order_of_their_levels():
 @pytest.mark.parametrize(
     "key",
     [
-        "bbox_head.vfnet_cls.weight",
+        "bbox_head.tood_cls.weight",
         "bbox_head.reg_conf.0.gn.weight",
         "backbone.layer1.0.attention.weight",
         "neck.fpn_convs.5.conv.weight",
@@ -235,8 +253,8 @@ def test_each_row_is_told_by_its_head_and_others_are_refused(tmp_path):
     assert len(convert({**body, **gfl})[0]["head.cls_logits.bias"]) == 81  # only GFLv2's has the background
     for weights, why in (
         (
-            {"bbox_head.vfnet_cls.weight": torch.zeros(1)},
-            "no ATSS, GFL or GFLv2 of MMDetection .its head has vfnet_cls",
+            {"bbox_head.tood_cls.weight": torch.zeros(1)},
+            "no ATSS, GFL, GFLv2 or VFNet of MMDetection .its head has tood_cls",
         ),
         ({"roi_head.fc.weight": torch.zeros(1)}, "it has no bbox_head"),
         ({**mmdet_detector(), "neck.fpn_convs.5.conv.weight": torch.zeros(1)}, "no place here: neck.fpn_convs.5"),

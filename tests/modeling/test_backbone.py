@@ -24,6 +24,16 @@ def test_p7_sees_negative_p6():
     assert p7.tolist() == [[[[-1.0, -5.0]]]]  # a ReLU between the levels would give zeros
 
 
+def test_vfnets_p7_sees_p6_through_a_relu_and_p6_all_of_p5():
+    top = TopLevelsFromP5(1, relu=True)
+    p5 = torch.randn(1, 1, 6, 6)
+    p6, p7 = top(p5)
+    torch.testing.assert_close(p6, F.conv2d(p5, top.p6.weight, top.p6.bias, stride=2, padding=1))
+    torch.testing.assert_close(p7, F.conv2d(p6.relu(), top.p7.weight, top.p7.bias, stride=2, padding=1))
+    opts = [*TINY, *LEVELS, "MODEL.CLQ.RELU_BEFORE_P7", True]
+    assert build_backbone(clq.setup_cfg(None, opts)).top_block.relu
+
+
 def test_initialisation_is_xavier_with_zero_bias():
     top = TopLevelsFromP5(64)
     bound = (3.0 / (64 * 9)) ** 0.5  # Caffe2's XavierFill: uniform in +-sqrt(3 / fan_in)

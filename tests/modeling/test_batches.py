@@ -18,7 +18,7 @@ def raw_predictions(model, size, n=1):
     """Random outputs of a head for n images of a size."""
     channels, quality = (5, model.loss.coder.num_channels), model.head.quality_pred is not None
     levels = [[torch.randn(n, c, *g) for g in grids_of(size)] for c in (*channels, 1)]
-    return Predictions(*levels[:2], levels[2] if quality else [])
+    return Predictions(*levels[:2], levels[2] if quality else [], [])
 
 
 def losses_of(model, sizes, padded, predictions, items):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistributionCoder, unit_anchor
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, unit_anchor
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
@@ -42,6 +42,18 @@ def test_delta_is_an_inverse_pair_and_agrees_with_detectron2():
     torch.testing.assert_close(decoded, theirs.apply_deltas(noise, anchors.float()), atol=1e-3, rtol=0)
 
 
+def test_distances_by_hand():
+    """Anchor 64 wide about (100, 50): exp(0) is a whole anchor, so 64 to each side; halves and doubles from there."""
+    coder, anchor = DistanceCoder(), torch.tensor([68.0, 18, 132, 82])
+    torch.testing.assert_close(coder.decode(torch.zeros(4), anchor, 8.0), torch.tensor([36.0, -14, 164, 114]))
+    pred = torch.tensor([0.5, 2.0, 0.25, 1.0]).log()
+    box = torch.tensor([68.0, -78, 116, 114])
+    torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
+    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
+    far = coder.decode(torch.tensor([1e4, -1e4, 1e4, -1e4]), anchor, 8.0)
+    torch.testing.assert_close(far, torch.tensor([100 - 4000.0, 50, 4100, 50]))  # at most 62.5 anchors
+
+
 def test_distribution_decode_by_hand():
     """One-hot bins 1, 2, 3 and 16, and a half-half of 4 and 5, at stride 8 about (100, 50)."""
     coder, anchor = DistributionCoder(16), torch.tensor([68.0, 18, 132, 82])
@@ -67,7 +79,9 @@ def test_distribution_is_an_inverse_pair_within_its_range_and_clamps_outside():
     torch.testing.assert_close(decoded[[0, 2]], boxes[[0, 2]], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(16)], ids=["delta", "distribution"])
+@pytest.mark.parametrize(
+    "coder", [DeltaCoder(), DistanceCoder(), DistributionCoder(16)], ids=["delta", "distance", "distribution"]
+)
 class TestEveryCoder:
     def test_any_layout_decodes_like_its_flat_form(self, coder):
         torch.manual_seed(0)

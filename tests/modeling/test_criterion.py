@@ -12,9 +12,9 @@ from datetime import timedelta
 import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_score
+from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_iou, weigh_by_score
 from clq.modeling.head import Predictions
-from clq.modeling.losses import focal_loss, quality_focal_loss
+from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.quality import Centerness, PredictedIoU
 from clq.modeling.scoring import ScoreRule
 from torch import tensor
@@ -76,7 +76,7 @@ def gfl():
 
 
 def check(losses, **expected):
-    assert {name: x.item() for name, x in losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert {name: x.item() for name, x in losses.items()} == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert {(x.dtype, x.shape) for x in losses.values()} == {(torch.float32, ())}
 
 
@@ -162,6 +162,24 @@ def test_gfl_weighs_by_the_largest_class_score_without_gradient():
         assert torch.autograd.grad(losses[name], predictions[:1], allow_unused=True, retain_graph=True) == (None,)
 
 
+def test_vfnet_weighs_each_stage_by_its_own_iou():
+    """All deltas zero: the anchor itself, with IoU W; before its refinement the ground truth of each, IoU 1."""
+    vfnet = DetectionLoss(
+        ScoreRule(), DeltaCoder(), varifocal_loss, soft_target=True, box_weight=weigh_by_iou, box_loss_weight=2.0
+    )
+    predictions, targets = make_predictions(quality=False), make_targets()
+    coarse = predictions.box_pred.clone()
+    for i, (image, location) in enumerate(((0, 1), (1, 2))):
+        coarse[image, location] = DeltaCoder().encode(targets.gt_boxes[i], ANCHORS[location], 1.0)
+    losses = vfnet(predictions._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
+    box = (1 / 2 * 1 / 2 + 2 / 3 * 1 / 3) / (1 / 2 + 2 / 3)
+    negatives = 5 * 0.75 / 4 * LN2  # seven valid locations: five without an object, two classes each
+    positives = (1 / 2 + 2 / 3) * LN2 + 2 * 0.75 / 4 * LN2  # cross entropy at p = 1/2; and their other class
+    check(losses, loss_cls=(2 * negatives + positives) / 2, loss_box=2 * box, loss_box_coarse=0.0)
+    worse = vfnet(predictions._replace(coarse_box_pred=predictions.box_pred), targets, ANCHORS, STRIDES)
+    assert worse["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
+
+
 def test_targets_carry_no_gradient_into_the_boxes():
     predictions = make_predictions()
     losses = clq()(predictions, make_targets(), ANCHORS, STRIDES)
@@ -193,8 +211,8 @@ def test_half_precision_predictions_give_the_losses_of_their_float32_values():
     torch.manual_seed(0)
     for loss in (atss(), clq(), gfl()):
         predictions = make_predictions(loss.coder.num_channels)
-        half = Predictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions))
-        expected = loss(Predictions(*(x.float() for x in half)), make_targets(), ANCHORS, STRIDES)
+        half = Predictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions[:3]))
+        expected = loss(Predictions(*(x.float() for x in half[:3])), make_targets(), ANCHORS, STRIDES)
         with torch.autocast("cpu", torch.bfloat16):
             losses = loss(half._replace(box_pred=half.box_pred.float()), make_targets(), ANCHORS, STRIDES)
         check(losses, **{name: x.item() for name, x in expected.items()})

@@ -51,7 +51,8 @@ def test_edge_matrix(row, autocast):
         objects = {name: x.item() for name, x in losses.items() if name != "loss_cls"}
         if edge == "no object at all":
             assert not any(objects.values())
-            if row != "gflv2":  # whose class score reads the boxes' distributions, of negatives too
+            # In these the class score reads the boxes, of negatives too: their distributions, their star.
+            if row not in ("gflv2", "vfnet"):
                 assert not any(p.grad.any() for name, p in model.named_parameters() if "box_pred" in name)
         elif edge not in ("a pixel", "a single cell", "a pixel on a grid point"):
             assert all(objects.values()), (edge, objects)
@@ -103,8 +104,9 @@ def test_scores_of_detections_are_those_of_the_row(row):
     ("key", "value", "said"),
     [
         ("QUALITY.NAME", "dgqp", "QUALITY.NAME dgqp: the quality comes from distributions"),
-        ("BOX.CODING", "ltrb", "ltrb is not one of delta, distribution"),
-        ("BOX.WEIGHT_BY", "iou", "iou is not one of none, centerness, score"),
+        ("BOX.CODING", "ltrb", "ltrb is not one of delta, distance, distribution"),
+        ("BOX.WEIGHT_BY", "area", "area is not one of none, centerness, score, iou"),
+        ("REFINE.NAME", "star", "set MODEL.CLQ.BOX.CODING distance"),
         ("CLS.LOSS", "ce", "ce is not one of focal, qfl"),
         ("QUALITY.NAME", "lqe", "lqe is not one of none, centerness, iou"),
         ("QUALITY.ALPHA", 0.0, "alpha .* must be positive"),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from clq.modeling.losses import distribution_focal_loss, focal_loss, quality_focal_loss
+from clq.modeling.losses import distribution_focal_loss, focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.scoring import LogScore, joint_score
 from fvcore.nn import sigmoid_focal_loss
 
@@ -58,7 +58,7 @@ def test_focal_loss_by_hand():
     torch.testing.assert_close(loss, torch.tensor([9 / 64 * math.log(4), 3 / 64 * math.log(4 / 3)]))
 
 
-@pytest.mark.parametrize("function", [quality_focal_loss, focal_loss])
+@pytest.mark.parametrize("function", [quality_focal_loss, focal_loss, varifocal_loss])
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_extreme_scores_are_finite(function, target):
     c = torch.tensor([-120.0, -100, -90, -20, 0, 20, 90, 100, 120], requires_grad=True)
@@ -67,7 +67,22 @@ def test_extreme_scores_are_finite(function, target):
     assert loss.isfinite().all()
     assert c.grad.isfinite().all()
     wrong = loss[0 if target else -1].item()  # linear in the logit, as the cross entropy is
-    assert wrong == pytest.approx(120 if function is quality_focal_loss else 120 * (0.25 if target else 0.75))
+    weights = {quality_focal_loss: (1, 1), focal_loss: (0.75, 0.25), varifocal_loss: (0.75, 1)}
+    assert wrong == pytest.approx(120 * weights[function][int(target)])
+
+
+def test_varifocal_loss_by_hand():
+    """p = 1/4. A positive of target 1/2: its target times the cross entropy; a negative: alpha p^gamma times it."""
+    p = torch.tensor([0.25, 0.25])
+    loss = varifocal_loss(LogScore(p.log(), (1 - p).log()), torch.tensor([0.5, 0.0]))
+    cross_entropy = -0.5 * math.log(0.25) - 0.5 * math.log(0.75)
+    assert loss.tolist() == pytest.approx([0.5 * cross_entropy, -0.75 * 0.25**2 * math.log(0.75)])
+
+
+def test_varifocal_loss_gradcheck():
+    logits = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target = torch.tensor([0.0, 0.3, 1.0] * 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: varifocal_loss(joint_score(x, None), target), (logits,))
 
 
 def test_distribution_focal_loss_by_hand():

@@ -22,6 +22,7 @@ ROWS = {
     "clq": ("CLQ/clq_R_50_FPN_1x", [], {"loss_quality"}),
     "clq_learned": ("ablations/clq_learned_align_R_50_FPN_1x", [], {"loss_quality"}),
     "gfl": ("GFL/gfl_R_50_FPN_1x", [], {"loss_dfl"}),
+    "vfnet": ("VFNET/vfnet_R_50_FPN_1x", [], {"loss_box_coarse"}),
     "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 

@@ -30,6 +30,7 @@ def _add_model(cfg: CfgNode) -> None:
     c = cfg.MODEL.CLQ = CfgNode()
     c.NUM_CLASSES = -1  # K; -1: as many as the first training set has
     c.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    c.RELU_BEFORE_P7 = False  # VFNet: P7 from P6 through a ReLU
     c.ANCHOR_SCALE = 8.0  # side of the one square anchor, in strides (ATSS)
     c.ANCHOR_OFFSET = 0.0  # its centre at (i + offset) * stride
     c.NUM_CONVS = 4  # depth of each tower
@@ -39,18 +40,21 @@ def _add_model(cfg: CfgNode) -> None:
     c.TOPK = 9  # k, candidates per level and ground truth (ATSS)
 
     c.BOX = CfgNode()
-    c.BOX.CODING = "delta"  # delta | distribution
+    c.BOX.CODING = "delta"  # delta | distance (VFNet) | distribution (GFL)
     c.BOX.WEIGHTS = [10.0, 10.0, 5.0, 5.0]  # of (dx, dy, dw, dh) with delta coding
     c.BOX.REG_MAX = 16  # n, last bin of each side's distribution (GFL), in strides
     c.BOX.LOSS_WEIGHT = 1.0  # of GIoU (eq. 5; ATSS and GFL: 2)
     c.BOX.DFL_WEIGHT = 0.25  # of distribution focal loss (GFL's lambda_1)
-    c.BOX.WEIGHT_BY = "none"  # none | centerness (ATSS) | score (GFL: detached maximum class score)
+    # none | centerness (ATSS) | score (GFL: detached maximum class score) | iou (VFNet: of the decoded box)
+    c.BOX.WEIGHT_BY = "none"
 
     c.CLS = CfgNode()
-    c.CLS.LOSS = "qfl"  # focal (target 1) | qfl (target IoU^alpha, eq. 4)
+    c.CLS.LOSS = "qfl"  # focal (target 1) | qfl (target IoU^alpha, eq. 4) | vfl (VFNet's varifocal loss, target IoU)
     c.CLS.BETA = 2.0  # beta of QFL (eq. 4)
     c.CLS.FOCAL_ALPHA = 0.25
     c.CLS.FOCAL_GAMMA = 2.0
+    c.CLS.VFL_ALPHA = 0.75
+    c.CLS.VFL_GAMMA = 2.0
 
     c.QUALITY = CfgNode()
     # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
@@ -63,6 +67,10 @@ def _add_model(cfg: CfgNode) -> None:
     c.ALIGN = CfgNode()
     c.ALIGN.NAME = "geometric"  # none | learned (1x1 conv on the regressed box) | geometric (taps spread over it)
     c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (the same in plain torch)
+
+    c.REFINE = CfgNode()
+    c.REFINE.NAME = "none"  # none | star (VFNet: towers and box once more, along the box); needs BOX.CODING distance
+    c.REFINE.COARSE_LOSS_WEIGHT = 1.5  # of GIoU on the box before
 
     c.SCORE_THRESH = 0.05  # final score (ATSS: class score) below which nothing is a candidate
     c.TOPK_CANDIDATES = 1000  # per level, before NMS
@@ -124,6 +132,9 @@ _RANGES = {
     "CLS.BETA": ("at least 1", lambda v: v >= 1),
     "CLS.FOCAL_ALPHA": ("within 0 and 1", lambda v: 0 <= v <= 1),
     "CLS.FOCAL_GAMMA": ("at least 0", lambda v: v >= 0),
+    "CLS.VFL_ALPHA": ("at least 0", lambda v: v >= 0),
+    "CLS.VFL_GAMMA": ("at least 0", lambda v: v >= 0),
+    "REFINE.COARSE_LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
     "QUALITY.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
     "SCORE_THRESH": ("below 1", lambda v: v < 1),
     "TOPK_CANDIDATES": ("at least 1", lambda v: v >= 1),

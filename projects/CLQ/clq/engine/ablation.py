@@ -20,7 +20,7 @@ from clq.errors import UserError
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
-CELLS = "BOX", "CLS", "QUALITY", "ALIGN"
+CELLS = "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
 SETTINGS, DONE = "settings.json", "done"
 
 

@@ -13,7 +13,7 @@ from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# MMDetection's names in the heads of ATSS, GFL and GFLv2 and in the FPN -> ours. Scales are joined afterwards.
+# MMDetection's names in the heads of ATSS, GFL, GFLv2 and VFNet and in the FPN -> ours. Scales are joined afterwards.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),
@@ -21,7 +21,14 @@ _HEAD = (
     (r"(?:atss|gfl)_reg\.(\w+)", r"box_pred.\1"),
     (r"atss_centerness\.(\w+)", r"quality_pred.\1"),
     (r"reg_conf\.(\d)\.(\w+)", r"quality_pred.\1.\2"),
+    (r"vfnet_cls\.(\w+)", r"cls_logits.\1"),
+    (r"vfnet_reg_conv\.conv\.(\w+)", r"box_pred.0.0.\1"),
+    (r"vfnet_reg_conv\.gn\.(\w+)", r"box_pred.0.0.norm.\1"),
+    (r"vfnet_reg\.(\w+)", r"box_pred.1.\1"),
+    (r"vfnet_(cls|reg)(?:_refine)?_dconv\.weight", r"refine.\1_align.conv.weight"),
+    (r"vfnet_reg_refine\.(\w+)", r"refine.box_pred.\1"),
     (r"scales\.(\d+)\.scale", r"scales.\1"),
+    (r"scales_refine\.(\d+)\.scale", r"refine.scales.\1"),
 )
 _NECK = (
     *((rf"lateral_convs\.{i}\.conv\.(\w+)", rf"fpn_lateral{i + 3}.\1") for i in range(3)),
@@ -33,6 +40,7 @@ _GFLV2 = "configs/GFLV2/gflv2_R_50_FPN_1x.yaml"
 # Config of the row -> the layers that its head must have and those it must not have.
 _ROWS = {
     "configs/ATSS/atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
+    "configs/VFNET/vfnet_R_50_FPN_1x.yaml": ("vfnet_cls vfnet_reg_refine scales_refine", ""),
     "configs/GFL/gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
     _GFLV2: ("gfl_cls gfl_reg reg_conf", ""),
 }
@@ -40,7 +48,7 @@ _COCO = 80  # classes
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MMDetection's ATSS, GFL or GFLv2 weights under this project's names, whatever their width and number of classes.
+    """MMDetection's ATSS, GFL, GFLv2 or VFNet weights under this project's names, of any width and number of classes.
 
     Args:
         state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole
@@ -115,7 +123,7 @@ def _row_of(path: str, weights: Mapping[str, Tensor]) -> str:
         if layers >= set(needed.split()) and not layers & set(absent.split()):
             return config
     has = f"its head has {', '.join(sorted(layers))}" if layers else "it has no bbox_head"
-    raise UserError(f"{path}: no ATSS, GFL or GFLv2 of MMDetection ({has}).")
+    raise UserError(f"{path}: no ATSS, GFL, GFLv2 or VFNet of MMDetection ({has}).")
 
 
 def _num_classes(checkpoint: Mapping) -> int:
@@ -148,9 +156,11 @@ def _rename(key: str, table: tuple[tuple[str, str], ...], prefix: str) -> str | 
 
 def _join_scales(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """``...scales.0``, ``...scales.1``, ... (scalars) become the one parameter ``...scales`` (L,)."""
-    scales = {k: v for k, v in weights.items() if re.search(r"(^|\.)scales\.\d+$", k)}
-    joined = {k: v for k, v in weights.items() if k not in scales}
-    if scales:
-        by_level = sorted(scales, key=lambda k: int(k.rsplit(".", 1)[1]))
-        joined[by_level[0].rsplit(".", 1)[0]] = torch.stack([scales[k].reshape(()) for k in by_level])
-    return joined
+    joined: dict[str, Tensor] = {}
+    scales: dict[str, dict[int, Tensor]] = {}
+    for key, value in weights.items():
+        if match := re.fullmatch(r"((?:.*\.)?scales)\.(\d+)", key):
+            scales.setdefault(match[1], {})[int(match[2])] = value.reshape(())
+        else:
+            joined[key] = value
+    return {**joined, **{name: torch.stack([levels[i] for i in sorted(levels)]) for name, levels in scales.items()}}

@@ -19,13 +19,15 @@ class TopLevelsFromP5(nn.Module):
     Args:
         channels: C, of P5 and of each level on top.
         num_levels: how many, from P6 on.
+        relu: whether P7 sees P6 through a ReLU after all (VFNet).
     """
 
     in_feature = "p5"  # what FPN hands to a top block
 
-    def __init__(self, channels: int, num_levels: int = 2):
+    def __init__(self, channels: int, num_levels: int = 2, relu: bool = False):
         super().__init__()
         self.num_levels = num_levels
+        self.relu = relu
         for level in range(6, 6 + num_levels):
             conv = Conv2d(channels, channels, kernel_size=3, stride=2)  # and padding 1, see forward
             weight_init.c2_xavier_fill(conv)
@@ -37,7 +39,8 @@ class TopLevelsFromP5(nn.Module):
         for conv in self.children():
             # Padded here and not in the convolution: torch 2.14's bfloat16 convolution on the CPU leaves part of its
             # weight's gradient uninitialised where the input is one column wide (images of at most 64 pixels).
-            levels.append(conv(F.pad(levels[-1], (1, 1, 1, 1))))
+            below = F.relu(levels[-1]) if self.relu and len(levels) > 1 else levels[-1]
+            levels.append(conv(F.pad(below, (1, 1, 1, 1))))
         return levels[1:]
 
 
@@ -65,11 +68,14 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             f"MODEL.CLQ.IN_FEATURES {used}: leaves {', '.join(idle)} without a use; add it, or take it out of "
             "MODEL.FPN.IN_FEATURES where it is the finest."
         )
+    top = None
+    if num_top_levels:
+        top = TopLevelsFromP5(cfg.MODEL.FPN.OUT_CHANNELS, num_top_levels, cfg.MODEL.CLQ.RELU_BEFORE_P7)
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=TopLevelsFromP5(cfg.MODEL.FPN.OUT_CHANNELS, num_top_levels) if num_top_levels else None,
+        top_block=top,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -60,6 +60,30 @@ class DeltaCoder:
         return {}
 
 
+class DistanceCoder:
+    """VFNet's distances: each side lies exp(x) anchor sizes from the anchor's centre; of any sign, so always a box.
+
+    ``encode`` and ``decode`` are inverse to each other for boxes around the anchor's centre.
+    """
+
+    num_channels = 4
+
+    def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Boxes (..., 4) XYXY in the units of ``anchors``, from log distances ltrb (..., 4); ``strides`` are unused."""
+        center, size = _center_size(anchors)
+        left_top, right_bottom = at_least_float32(pred).clamp(max=_MAX_LOG_RATIO).exp().split(2, dim=-1)
+        return torch.cat((center - left_top * size, center + right_bottom * size), -1)
+
+    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Log distances ltrb (..., 4) that decode to ``boxes`` (..., 4), which hold the anchors' centres."""
+        center, size = _center_size(anchors)
+        return torch.cat(((center - boxes[..., :2]) / size, (boxes[..., 2:] - center) / size), -1).log()
+
+    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """Distances are trained through the decoded box alone."""
+        return {}
+
+
 class DistributionCoder:
     """GFL's general distribution: each side's distance from the anchor's centre is the mean of a softmax over bins.
 

@@ -35,12 +35,17 @@ class Targets(NamedTuple):
     num_pos: Tensor
 
 
-def weigh_by_centerness(score: LogScore, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """(P,) ATSS: centerness of each positive's anchor (P, 4) in its ground truth (P, 4)."""
     return centerness(anchors, gt_boxes)
 
 
-def weigh_by_score(score: LogScore, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+def weigh_by_iou(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """(P,) VFNet: IoU of each positive's decoded box (P, 4) with its ground truth (P, 4), without gradient."""
+    return box_iou_matched(boxes, gt_boxes).clamp(min=1e-6)
+
+
+def weigh_by_score(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """(P,) GFL: the largest score over the classes, without gradient, from the score (P, K) that is trained."""
     return score.log_p.detach().amax(dim=1).exp()
 
@@ -59,8 +64,10 @@ class DetectionLoss:
         soft_target: a positive's class target is :math:`\mathrm{IoU}^\alpha` of its decoded box (no gradient), else 1.
         quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
             XYXY pixels; None for nothing of its own.
-        box_weight: weight (P,) of each positive in the box losses, from (its score, anchor, ground truth); None: 1.
+        box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, ground truth);
+            None: 1.
         box_loss_weight: of GIoU.
+        coarse_loss_weight: of GIoU on the boxes before their refinement, where there is one.
         coder_loss_weight: of the coder's own loss.
         quality_loss_weight: of the quality's BCE.
     """
@@ -73,8 +80,9 @@ class DetectionLoss:
         *,
         soft_target: bool,
         quality_target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-        box_weight: Callable[[LogScore, Tensor, Tensor], Tensor] | None = None,
+        box_weight: Callable[[LogScore, Tensor, Tensor, Tensor], Tensor] | None = None,
         box_loss_weight: float = 1.0,
+        coarse_loss_weight: float = 1.5,
         coder_loss_weight: float = 0.25,
         quality_loss_weight: float = 1.0,
     ):
@@ -85,6 +93,7 @@ class DetectionLoss:
         self.quality_target = quality_target
         self.box_weight = box_weight
         self.box_loss_weight = box_loss_weight
+        self.coarse_loss_weight = coarse_loss_weight
         self.coder_loss_weight = coder_loss_weight
         self.quality_loss_weight = quality_loss_weight
 
@@ -97,7 +106,7 @@ class DetectionLoss:
             anchors: (R, 4) XYXY pixels.
             strides: (R,) pixels.
         """
-        cls_logits, box_pred, quality_logits = predictions
+        cls_logits, box_pred, quality_logits, coarse_box_pred = predictions
         pos = targets.image, targets.location
         anchors, strides, box_pred = anchors[targets.location], strides[targets.location], box_pred[pos]
         boxes = self.coder.decode(box_pred, anchors, strides)
@@ -106,15 +115,15 @@ class DetectionLoss:
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
 
+        score = LogScore(*(x[pos] for x in score))
         box_losses = {"loss_box": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
         for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
             box_losses[name] = loss * self.coder_loss_weight
-        if self.box_weight is None:
-            weight, norm = 1.0, num_pos
-        else:
-            weight = self.box_weight(LogScore(*(x[pos] for x in score)), anchors, targets.gt_boxes)
-            norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
-        losses.update((name, (loss * weight).sum() / norm) for name, loss in box_losses.items())
+        losses.update(self._weighted(box_losses, score, boxes, anchors, targets.gt_boxes, num_pos))
+        if coarse_box_pred is not None:
+            boxes = self.coder.decode(coarse_box_pred[pos], anchors, strides)
+            coarse = {"loss_box_coarse": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.coarse_loss_weight}
+            losses.update(self._weighted(coarse, score, boxes, anchors, targets.gt_boxes, num_pos))
 
         if self.quality_target is not None:
             quality_logits = quality_logits[pos].squeeze(-1).float()
@@ -122,6 +131,14 @@ class DetectionLoss:
             bce = F.binary_cross_entropy_with_logits(quality_logits, target, reduction="sum")
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
         return losses
+
+    def _weighted(self, losses, score, boxes, anchors, gt_boxes, num_pos) -> dict[str, Tensor]:
+        """Sums of the losses (P,) of positives, weighted, over the sum of the weights or the number of positives."""
+        if self.box_weight is None:
+            return {name: loss.sum() / num_pos for name, loss in losses.items()}
+        weight = self.box_weight(score, boxes, anchors, gt_boxes)
+        norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
+        return {name: (loss * weight).sum() / norm for name, loss in losses.items()}
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)

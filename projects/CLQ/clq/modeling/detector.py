@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from clq.config import check_ranges
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError, blamed_on
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
-from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_score
+from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarRefinement
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder
+from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_iou, weigh_by_score
 from clq.modeling.head import DenseHead, Predictions
-from clq.modeling.losses import focal_loss, quality_focal_loss
+from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
 from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU
@@ -82,6 +82,7 @@ class CLQ(DenseDetector):
             "BOX.CODING",
             c.BOX.CODING,
             delta=partial(DeltaCoder, c.BOX.WEIGHTS),
+            distance=DistanceCoder,
             distribution=partial(DistributionCoder, c.BOX.REG_MAX),
         )
         quality = _choose(
@@ -175,6 +176,14 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
     )
     width = c.CONV_DIM if c.NUM_CONVS else channels
     branch = quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, width))
+    if c.REFINE.NAME != "none" and c.BOX.CODING != "distance":
+        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: refines distances; set MODEL.CLQ.BOX.CODING distance.")
+    refine = _choose(
+        "REFINE.NAME",
+        c.REFINE.NAME,
+        none=lambda: None,
+        star=lambda: StarRefinement(width, len(shapes), c.ALIGN.BACKEND),
+    )
     head = partial(
         DenseHead,
         in_channels=channels,
@@ -188,6 +197,7 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
         prior_prob=c.PRIOR_PROB,
         quality=branch,
         align=align,
+        refine=refine,
     )
     return _make("NORM", head)
 
@@ -199,6 +209,7 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss
         c.CLS.LOSS,
         focal=lambda: partial(focal_loss, alpha=c.CLS.FOCAL_ALPHA, gamma=c.CLS.FOCAL_GAMMA),
         qfl=lambda: partial(quality_focal_loss, beta=c.CLS.BETA),
+        vfl=lambda: partial(varifocal_loss, alpha=c.CLS.VFL_ALPHA, gamma=c.CLS.VFL_GAMMA),
     )
     box_weight = _choose(
         "BOX.WEIGHT_BY",
@@ -206,15 +217,17 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss
         none=lambda: None,
         centerness=lambda: weigh_by_centerness,
         score=lambda: weigh_by_score,
+        iou=lambda: weigh_by_iou,
     )
     return DetectionLoss(
         score,
         coder,
         class_loss,
-        soft_target=c.CLS.LOSS == "qfl",
+        soft_target=c.CLS.LOSS != "focal",
         quality_target=quality and quality.target,
         box_weight=box_weight,
         box_loss_weight=c.BOX.LOSS_WEIGHT,
+        coarse_loss_weight=c.REFINE.COARSE_LOSS_WEIGHT,
         coder_loss_weight=c.BOX.DFL_WEIGHT,
         quality_loss_weight=c.QUALITY.LOSS_WEIGHT,
     )

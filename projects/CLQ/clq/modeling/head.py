@@ -17,11 +17,13 @@ class Predictions(NamedTuple):
         cls_logits: K channels.
         box_pred: the coder's channels, the level's scale applied.
         quality_logits: 1 channel; an empty list / None without a quality branch.
+        coarse_box_pred: like ``box_pred``, before its refinement; an empty list / None without one.
     """
 
     cls_logits: list[Tensor] | Tensor
     box_pred: list[Tensor] | Tensor
     quality_logits: list[Tensor] | Tensor | None
+    coarse_box_pred: list[Tensor] | Tensor | None = None
 
     def flatten(self) -> "Predictions":
         """Levels joined into locations: each (N, R, channels), levels in order, row-major within one."""
@@ -29,7 +31,7 @@ class Predictions(NamedTuple):
 
     def of_image(self, index: int) -> "Predictions":
         """One image's share: lists over levels of (R_l, channels), row-major."""
-        return Predictions(*([x[index].flatten(1).transpose(0, 1) for x in levels] for levels in self))
+        return Predictions(*([x[index].flatten(1).transpose(0, 1) for x in levels or []] for levels in self))
 
 
 def _join_levels(per_level: list[Tensor]) -> Tensor:
@@ -41,6 +43,7 @@ class DenseHead(nn.Module):
 
     FPN feature -> regression tower -> box prediction (times a learnable scale per level) and quality logit.
     FPN feature -> alignment with the regressed box, if any -> classification tower -> class logits.
+    With a refinement, both towers' outputs and the box prediction go through it first.
 
     Args:
         in_channels: of the FPN.
@@ -54,6 +57,8 @@ class DenseHead(nn.Module):
             prediction (N, C, H, W) to the quality's logits (N, 1, H, W); None for no such branch.
         align: module from feature (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each location,
             to the classification tower's input; None for the feature itself. No gradient flows into the boxes.
+        refine: :class:`~clq.modeling.alignment.StarRefinement` or the like, or None; the first box prediction then has
+            a convolution of its own after the tower.
     """
 
     def __init__(
@@ -70,16 +75,20 @@ class DenseHead(nn.Module):
         prior_prob: float = 0.01,
         quality: nn.Module | None = None,
         align: nn.Module | None = None,
+        refine: nn.Module | None = None,
     ):
         super().__init__()
         self.coder = coder
         self.anchor_scale = anchor_scale
         self.align = align
+        self.refine = refine
         self.cls_tower = _tower(in_channels, conv_dim, num_convs, norm)
         self.reg_tower = _tower(in_channels, conv_dim, num_convs, norm)
         out_channels = conv_dim if num_convs else in_channels
         self.cls_logits = Conv2d(out_channels, num_classes, 3, padding=1)
         self.box_pred = Conv2d(out_channels, coder.num_channels, 3, padding=1)
+        if refine is not None:
+            self.box_pred = nn.Sequential(_tower(out_channels, out_channels, 1, norm), self.box_pred)
         self.quality_pred = quality
         self.scales = nn.Parameter(torch.ones(num_levels))
         for module in self.modules():
@@ -91,13 +100,17 @@ class DenseHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Predictions:
         """Lists over levels: class logits (N, K, H, W), box predictions (N, C, H, W), quality logits (N, 1, H, W)."""
-        out = Predictions([], [], [])
+        out = Predictions([], [], [], [])
         for level, feature in enumerate(features):
             reg = self.reg_tower(feature)
             # Boxes are float32 from here on, as the losses on them: half a pixel matters.
             box_pred = self.box_pred(reg).float() * self.scales[level]
             aligned = feature if self.align is None else self.align(feature, self._relative_boxes(box_pred.detach()))
-            out.cls_logits.append(self.cls_logits(self.cls_tower(aligned)))
+            cls = self.cls_tower(aligned)
+            if self.refine is not None:
+                out.coarse_box_pred.append(box_pred)
+                cls, box_pred = self.refine(level, cls, reg, box_pred, self._relative_boxes(box_pred))
+            out.cls_logits.append(self.cls_logits(cls))
             out.box_pred.append(box_pred)
             if self.quality_pred is not None:
                 out.quality_logits.append(self.quality_pred(reg, box_pred))

@@ -3,6 +3,7 @@
 GIoU is torchvision's and binary cross entropy is torch's: they are called where they are used.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,6 +46,22 @@ def focal_loss(score: LogScore, target: Tensor, alpha: float = 0.25, gamma: floa
     positive = alpha * (gamma * log_not_p).exp() * log_p
     negative = (1 - alpha) * (gamma * log_p).exp() * log_not_p
     return -(target * positive + (1 - target) * negative)
+
+
+def varifocal_loss(score: LogScore, target: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    r"""Varifocal loss: positives weighted by their target y, negatives by :math:`\alpha p^\gamma` (VFNet eq. 2).
+
+    Args:
+        score: the score p, two tensors of any one shape.
+        target: y in [0, 1], the same shape; 0 says negative.
+        alpha, gamma: weight of the negatives and its exponent.
+
+    Returns:
+        The loss of each element, in the shape of the score.
+    """
+    log_p, log_not_p = map(at_least_float32, score)
+    positive = -target * (target * log_p + (1 - target) * log_not_p)
+    return torch.where(target > 0, positive, -alpha * (gamma * log_p).exp() * log_not_p)
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

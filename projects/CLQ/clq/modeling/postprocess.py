@@ -46,7 +46,7 @@ class DetectionSelector:
             :class:`Instances` with ``pred_boxes``, ``scores`` (final), ``pred_classes`` and, where there is a quality
             branch, ``cls_scores`` and ``pred_quality``.
         """
-        cls_logits, box_pred, quality_logits = predictions
+        cls_logits, box_pred, quality_logits, _ = predictions
         quality_logits = quality_logits or [None] * len(cls_logits)
         levels = zip(cls_logits, box_pred, quality_logits, anchors, strides, strict=True)
         found = Instances.cat([self._candidates(*level, image_size) for level in levels])
