@@ -3,8 +3,8 @@
 
     tools/convert_weights.py mmdet atss_r50_fpn_1x_coco.pth atss.pth
 
-mmdet: MMDetection's ATSS, GFL, GFLv2 and VFNet (2.x, 3.x, GFLv2's own repository), on any ResNet. Prints the config that
-goes with it; a deeper body needs its MODEL.RESNETS, a longer schedule changes nothing here.
+mmdet: MMDetection's ATSS, GFL, GFLv2 and VFNet (2.x, 3.x, GFLv2's own repository), on any ResNet. Prints the config
+that goes with it; a deeper body needs its MODEL.RESNETS, a longer schedule changes nothing here.
 """
 
 import argparse

@@ -3,12 +3,8 @@
 Legend: N images, L levels, R locations over all levels, K classes, M ground truths of one image.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -16,16 +12,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from clq.config import check_ranges
-from clq.data.datasets import resolve_num_classes
-from clq.errors import UserError, blamed_on
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarRefinement
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder
-from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_iou, weigh_by_score
-from clq.modeling.head import DenseHead, Predictions
-from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
+from clq.errors import blamed_on
+from clq.modeling.criterion import DetectionLoss, Targets
+from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
-from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU
+from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, pyramid_shapes
 from clq.modeling.scoring import ScoreRule
 
 
@@ -76,39 +68,22 @@ class CLQ(DenseDetector):
         c = cfg.MODEL.CLQ
         with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):
             backbone = build_backbone(cfg)
-        shapes = _shapes(backbone, c.IN_FEATURES)
+        shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
-        coder = _choose(
-            "BOX.CODING",
-            c.BOX.CODING,
-            delta=partial(DeltaCoder, c.BOX.WEIGHTS),
-            distance=DistanceCoder,
-            distribution=partial(DistributionCoder, c.BOX.REG_MAX),
-        )
-        quality = _choose(
-            "QUALITY.NAME",
-            c.QUALITY.NAME,
-            none=lambda: None,
-            centerness=Centerness,
-            iou=partial(PredictedIoU, c.QUALITY.ALPHA, c.QUALITY.TARGET),
-            dgqp=DistributionGuided,
-        )
+        coder, quality = build_coder(cfg), build_quality(cfg)
         score = ScoreRule(quality.alpha, quality.joint) if quality else ScoreRule()
+        sizes = [[c.ANCHOR_SCALE * stride] for stride in strides]
+        limits = c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH, cfg.TEST.DETECTIONS_PER_IMAGE
         return {
             "backbone": backbone,
-            "head": _build_head(cfg, shapes, coder, quality),
+            "head": build_head(cfg, shapes, coder, quality),
             "head_in_features": c.IN_FEATURES,
             "anchor_generator": DefaultAnchorGenerator(
-                sizes=[[c.ANCHOR_SCALE * s] for s in strides],
-                aspect_ratios=[[1.0]],
-                strides=strides,
-                offset=c.ANCHOR_OFFSET,
+                sizes=sizes, aspect_ratios=[[1.0]], strides=strides, offset=c.ANCHOR_OFFSET
             ),
             "matcher": ATSSMatcher(c.TOPK, c.ANCHOR_SCALE, c.ANCHOR_OFFSET),
-            "loss": _build_loss(cfg, coder, quality, score),
-            "selector": DetectionSelector(
-                score, coder, c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH, cfg.TEST.DETECTIONS_PER_IMAGE
-            ),
+            "loss": build_loss(cfg, coder, quality, score),
+            "selector": DetectionSelector(score, coder, *limits),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -155,100 +130,6 @@ class CLQ(DenseDetector):
             self.selector(predictions.of_image(i), anchors, self.strides, size)
             for i, size in enumerate(images.image_sizes)
         ]
-
-
-def _shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
-    there = backbone.output_shape()
-    if not levels or not set(levels) <= set(there):
-        raise UserError(f"MODEL.CLQ.IN_FEATURES {levels}: name one or more that the backbone has: {', '.join(there)}.")
-    return [there[level] for level in levels]
-
-
-def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
-    c = cfg.MODEL.CLQ
-    channels = shapes[0].channels
-    align = _choose(
-        "ALIGN.NAME",
-        c.ALIGN.NAME,
-        none=lambda: None,
-        learned=lambda: AlignConv(channels, LearnedOffsets(), c.ALIGN.BACKEND),
-        geometric=lambda: AlignConv(channels, GeometricOffsets(), c.ALIGN.BACKEND),
-    )
-    width = c.CONV_DIM if c.NUM_CONVS else channels
-    branch = quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, width))
-    if c.REFINE.NAME != "none" and c.BOX.CODING != "distance":
-        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: refines distances; set MODEL.CLQ.BOX.CODING distance.")
-    refine = _choose(
-        "REFINE.NAME",
-        c.REFINE.NAME,
-        none=lambda: None,
-        star=lambda: StarRefinement(width, len(shapes), c.ALIGN.BACKEND),
-    )
-    head = partial(
-        DenseHead,
-        in_channels=channels,
-        num_levels=len(shapes),
-        num_classes=c.NUM_CLASSES if c.NUM_CLASSES > 0 else resolve_num_classes(cfg),
-        coder=coder,
-        anchor_scale=c.ANCHOR_SCALE,
-        num_convs=c.NUM_CONVS,
-        conv_dim=c.CONV_DIM,
-        norm=c.NORM,
-        prior_prob=c.PRIOR_PROB,
-        quality=branch,
-        align=align,
-        refine=refine,
-    )
-    return _make("NORM", head)
-
-
-def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss:
-    c = cfg.MODEL.CLQ
-    class_loss = _choose(
-        "CLS.LOSS",
-        c.CLS.LOSS,
-        focal=lambda: partial(focal_loss, alpha=c.CLS.FOCAL_ALPHA, gamma=c.CLS.FOCAL_GAMMA),
-        qfl=lambda: partial(quality_focal_loss, beta=c.CLS.BETA),
-        vfl=lambda: partial(varifocal_loss, alpha=c.CLS.VFL_ALPHA, gamma=c.CLS.VFL_GAMMA),
-    )
-    box_weight = _choose(
-        "BOX.WEIGHT_BY",
-        c.BOX.WEIGHT_BY,
-        none=lambda: None,
-        centerness=lambda: weigh_by_centerness,
-        score=lambda: weigh_by_score,
-        iou=lambda: weigh_by_iou,
-    )
-    return DetectionLoss(
-        score,
-        coder,
-        class_loss,
-        soft_target=c.CLS.LOSS != "focal",
-        quality_target=quality and quality.target,
-        box_weight=box_weight,
-        box_loss_weight=c.BOX.LOSS_WEIGHT,
-        coarse_loss_weight=c.REFINE.COARSE_LOSS_WEIGHT,
-        coder_loss_weight=c.BOX.DFL_WEIGHT,
-        quality_loss_weight=c.QUALITY.LOSS_WEIGHT,
-    )
-
-
-def _choose(key: str, name: str, **makers):
-    """Makes the part that a config key names.
-
-    Raises:
-        UserError: there is no part of that name, or it refuses its settings.
-    """
-    if name not in makers:
-        raise UserError(f"MODEL.CLQ.{key}: {name} is not one of {', '.join(makers)}.")
-    return _make(f"{key} {name}", makers[name])
-
-
-def _make(setting: str, maker: Callable):
-    try:
-        return maker()
-    except ValueError as e:
-        raise UserError(f"MODEL.CLQ.{setting}: {e}.") from e
 
 
 def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:
