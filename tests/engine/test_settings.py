@@ -1,0 +1,41 @@
+import clq
+import pytest
+from clq.engine import settings
+from clq.errors import UserError
+
+
+def config(*opts):
+    return clq.setup_cfg(None, ["MODEL.META_ARCHITECTURE", "CLQ", "MODEL.DEVICE", "cpu", *opts])
+
+
+def test_detectron2s_own_choices_pass():
+    for opts in (
+        [],
+        ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"],
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+    ):
+        settings.check_model(config(*opts))
+        settings.check_training(config(*opts))
+
+
+@pytest.mark.parametrize(
+    "batch, processes, reference, good",
+    [(4, 1, 0, True), (4, 2, 0, True), (5, 2, 0, False), (0, 1, 0, False), (6, 1, 3, True), (8, 1, 3, False)],
+)
+def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch):
+    """Over the processes there are, or those that the config was written for and is rescaled from."""
+    monkeypatch.setattr(settings.comm, "get_world_size", lambda: processes)
+    cfg = config("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
+    if good:
+        settings.check_training(cfg)
+    else:
+        with pytest.raises(UserError, match=f"IMS_PER_BATCH {batch}: .* a multiple of the {reference or processes} "):
+            settings.check_training(cfg)
+
+
+def test_folders(tmp_path):
+    settings.make_folder("--output", str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be made .File exists.; choose another"):
+        settings.make_folder("--output", str(tmp_path / "file"))
