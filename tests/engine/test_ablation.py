@@ -46,6 +46,7 @@ def test_differences_from_the_first_row(tiny):
 def test_mean_and_spread():
     assert mean_and_spread([40.0, 42.0, 47.0]) == "43.0 ± 3.6"
     assert mean_and_spread([0.4567], 3) == "0.457"
+    assert mean_and_spread([1.0, float("nan")]) == "–"
 
 
 def test_a_folder_is_of_one_run(tiny, tmp_path):

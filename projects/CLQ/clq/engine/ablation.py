@@ -1,6 +1,7 @@
 """An ablation: rows, which swap cells of one detector, each trained with several seeds on one data set."""
 
 import json
+import math
 import os
 import shlex
 import statistics
@@ -159,7 +160,9 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
-    """``mean ± standard deviation`` (unbiased), or the one value."""
+    """``mean ± standard deviation`` (unbiased), or the one value; a dash where one is nan."""
+    if any(map(math.isnan, values)):
+        return "–"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

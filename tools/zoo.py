@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Write MODEL_ZOO.md: every config with what its paper reports, and every result recorded in docs/results.
+
+tools/zoo.py            rewrites MODEL_ZOO.md
+tools/zoo.py --check    exit status 1 where it is not what the configs and results say
+
+A record is a study's results.json of tools/ablate.py, under "rows", with "data", "schedule" and "machine" in words.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import clq
+from clq.engine.ablation import markdown_table, mean_and_spread
+from clq.engine.launch import run_cli
+from clq.errors import UserError
+from clq.evaluation.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "MODEL_ZOO.md"
+# AP on COCO test-dev as the CLQ paper gives it; for its ablation (1x) as in its Tables 2 and 3.
+PAPER = {
+    "CLQ/clq_R_50_FPN_1x": 41.6,
+    "CLQ/clq_R_50_FPN_2x_ms": 44.2,
+    "CLQ/clq_R_101_FPN_2x_ms": 46.2,
+    "CLQ/clq_X_101_64x4d_FPN_2x_ms": 47.8,
+    "ATSS/atss_R_50_FPN_1x": 39.4,
+    "ablations/atss_clq_R_50_FPN_1x": 40.6,
+    "ablations/clq_wo_align_R_50_FPN_1x": 40.4,
+    "ablations/clq_wo_lqe_R_50_FPN_1x": 39.9,
+}
+HEADER = """# Model zoo
+
+Made by `tools/zoo.py` from `configs/` and `docs/results/`. No checkpoint is published yet.
+
+## COCO
+
+**None of these has been trained here**: COCO was not at hand. AP is what the CLQ paper reports for this configuration;
+a dash where the config is of another paper or of none.
+
+"""
+
+
+def coco_table() -> str:
+    lines = []
+    for path in sorted(ROOT.glob("configs/*/*.yaml")):
+        name = str(path.relative_to(ROOT / "configs").with_suffix(""))
+        if name.startswith("sample/"):
+            continue
+        cfg = clq.setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        lines.append(
+            [
+                f"[{name}](configs/{name}.yaml)",
+                f"{cfg.SOLVER.MAX_ITER // 1000}k x {cfg.SOLVER.IMS_PER_BATCH}",
+                "–".join(map(str, sizes)),
+                str(PAPER.get(name, "–")),
+            ]
+        )
+    return markdown_table(["config", "iterations x images", "short side", "the paper's AP"], lines)
+
+
+def study(path: Path) -> str:
+    """One recorded study as a section."""
+    record = json.loads(path.read_text())
+    lines = []
+    for name, row in record["rows"].items():
+        measured = [{k: math.nan if v is None else v for k, v in seed.items()} for seed in row["seeds"].values()]
+        cells = [mean_and_spread([m[k] for m in measured], 3 if k == "score-IoU" else 1) for k in METRICS]
+        lines.append([name, str(len(measured)), *cells])
+    table = markdown_table(["row", "seeds", *METRICS], lines)
+    return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
+
+
+def make_zoo() -> str:
+    studies = [study(path) for path in sorted(ROOT.glob("docs/results/*.json"))]
+    footnote = (
+        "Mean ± standard deviation over seeds. AR at the most detections an image that count; score-IoU: Spearman's "
+        "rank correlation of final score and IoU over all detections.\n"
+    )
+    return "\n".join([HEADER + coco_table(), *studies, footnote])
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args(argv).check
+    zoo = make_zoo()
+    if not check:
+        ZOO.write_text(zoo)
+    elif not ZOO.is_file() or ZOO.read_text() != zoo:
+        raise UserError("MODEL_ZOO.md is not what configs and docs/results say; run tools/zoo.py.")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
