@@ -74,7 +74,7 @@ def main(argv=None):
             image = read_image(path, cfg.INPUT.FORMAT)
             found = predictor(image)
         except UserError as e:
-            print(f"{path}: skipped: {e}", file=sys.stderr)
+            print(f"{path}: skipped: {str(e).removeprefix(f'image {path}: ')}", file=sys.stderr)
             status = 1
             continue
         found = found[found.scores >= args.confidence_threshold]

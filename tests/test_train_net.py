@@ -170,7 +170,7 @@ MISTAKES = {
     "rate": (["SOLVER.BASE_LR", -1.0], ["SOLVER.BASE_LR", "refuses"]),
     "flip": (["INPUT.RANDOM_FLIP", "both"], ["RANDOM_FLIP", "refuses"]),
     "format": (["INPUT.FORMAT", "rgb"], ["INPUT.FORMAT rgb", "RGB, BGR"]),
-    "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "boxes alone"]),
+    "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "of boxes alone"]),
     "detections": (["TEST.DETECTIONS_PER_IMAGE", -1], ["TEST.DETECTIONS_PER_IMAGE -1", "at least 1"]),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["SOLVER.LR_SCHEDULER_NAME Cosine", "WarmupCosineLR"]),
     "sampler": (["DATALOADER.SAMPLER_TRAIN", "Random"], ["DATALOADER.SAMPLER_TRAIN Random", "TrainingSampler"]),

@@ -14,6 +14,7 @@ training failed.
 import argparse
 import itertools
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ from clq.engine.ablation import (
 )
 from clq.engine.launch import positive, run_cli
 from clq.engine.predictor import Predictor
+from clq.engine.settings import make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -61,10 +63,10 @@ def parse_args(argv=None):
 def make_runs(rows, args) -> dict[str, list[Run]]:
     """Name of a row -> its runs, one a seed."""
     runs = {}
-    for i, row in enumerate(rows):
-        if row.name in runs:
-            raise UserError(f"--rows: two are called {row.name}; give each a NAME= of its own.")
-        folder = args.output / f"{i}_{''.join(c if c.isalnum() else '_' for c in row.name)}"
+    for row in rows:
+        folder = args.output / "".join(c if c.isalnum() else "_" for c in row.name)
+        if any(folder == others[0].folder.parent for others in runs.values()):
+            raise UserError(f"--rows: two are called {row.name}, or nearly so; give each a NAME= of its own.")
         runs[row.name] = [
             Run(args.config_file, (*row.opts, *args.opts, "SEED", str(seed)), folder / f"seed_{seed}")
             for seed in dict.fromkeys(args.seeds)
@@ -131,11 +133,11 @@ def report(runs, configs, args) -> None:
         lines.append([name, *cells, *(f"{value:.1f}" for value in speed.get(name, {}).values())])
     table = markdown_table(["", *METRICS, *next(iter(speed.values()), {})], lines)
     (args.output / "table.md").write_text(table)
-    content = {
-        name: {"seeds": dict(zip(dict.fromkeys(args.seeds), m, strict=True)), **speed.get(name, {})}
-        for name, m in results.items()
-    }
-    (args.output / "results.json").write_text(json.dumps(content, indent=1).replace("NaN", "null"))
+    content = {}
+    for name, measured in results.items():
+        known = [{k: None if math.isnan(v) else v for k, v in m.items()} for m in measured]  # json has no nan
+        content[name] = {"seeds": dict(zip(dict.fromkeys(args.seeds), known, strict=True)), **speed.get(name, {})}
+    (args.output / "results.json").write_text(json.dumps(content, indent=1))
     draw_losses(runs, args.output / "losses.png")
     print(f"\n{table}\nMean ± standard deviation over seeds {', '.join(map(str, args.seeds))}.")
     for name in ("table.md", "results.json", "losses.png"):
@@ -153,6 +155,7 @@ def main(argv=None) -> int:
     require_files(configs[rows[0].name].DATASETS.TEST[0])
     for name, changed in differences(configs).items():
         print(f"{name}, against {rows[0].name}: {'; '.join(changed) or 'nothing'}", flush=True)
+    make_folder("--output", str(args.output))
     jobs = args.jobs or max(1, torch.cuda.device_count())
     failed = train_all([run for row in runs.values() for run in row], jobs)
     if failed:

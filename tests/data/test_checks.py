@@ -69,6 +69,7 @@ def test_a_broken_training_set_is_refused(make, changes, message):
         ({k: v for k, v in BOX.items() if k != "area"}, 'annotation 1 has no number as "area"'),
         ({**BOX, "area": None}, 'annotation 1 has no number as "area"'),
         ({k: v for k, v in BOX.items() if k != "iscrowd"}, 'annotation 1 has no number as "iscrowd"'),
+        ({**BOX, "id": "a1"}, "annotation id 'a1' is text"),
         ({**BOX, "id": 0}, "annotation id 0 would never count as found"),
     ],
 )

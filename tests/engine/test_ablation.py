@@ -95,15 +95,15 @@ def test_the_tool(tiny, tmp_path, run, capsys):
     argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--rows"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
     assert run("tools/ablate.py", *argv, rows[0], "broken=MODEL.CLQ.CLS.LOSS none", *opts) == 1
-    assert "1_broken/seed_4: failed, see" in capsys.readouterr().out
-    (stdout,) = tmp_path.glob("1_broken/seed_4/stdout.txt")
+    assert "broken/seed_4: failed, see" in capsys.readouterr().out
+    (stdout,) = tmp_path.glob("broken/seed_4/stdout.txt")
     assert "MODEL.CLQ.CLS.LOSS: none is not one of focal, qfl" in stdout.read_text()
     stdout.parent.rename(tmp_path / "elsewhere")
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0
     out = capsys.readouterr().out
     assert "CLQ, against ATSS: BOX.LOSS_WEIGHT 1.0 (2.0); BOX.WEIGHT_BY none (centerness)" in out
-    assert re.findall(r"(\d_\w+)/seed_4: started", out) == ["1_CLQ"]  # ATSS was done
+    assert re.findall(r"(\w+)/seed_4: started", out) == ["CLQ"]  # ATSS was done
     table = (tmp_path / "table.md").read_text()
     assert re.search(r"^\| ATSS \|(.*\|){10}$", table, re.M) and re.search(r"^\| CLQ \|(.*\|){10}$", table, re.M)
     assert json.loads((tmp_path / "results.json").read_text())["CLQ"]["images/s"] > 0

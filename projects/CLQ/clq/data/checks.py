@@ -24,7 +24,7 @@ from clq.errors import UserError
 logger = logging.getLogger(__name__)
 
 _TYPES = {
-    **dict.fromkeys(("id", "image_id", "category_id"), (int, str)),
+    **dict.fromkeys(("id", "image_id", "category_id"), (int, float, str)),
     **dict.fromkeys(("file_name", "name"), str),
     **dict.fromkeys(("width", "height"), (int, float)),
 }
@@ -39,13 +39,15 @@ class Summary:
     Attributes:
         classes: names, in the order of the model's outputs.
         num_images: images listed; None where the contents were not read, and the rest says nothing.
-        boxes_per_image: image id -> boxes that can be learnt or found: with an area, no crowd.
+        boxes_per_image: image id -> boxes that can be found: with an area, no crowd.
+        trainable: how many of them Detectron2 trains on.
         unevaluable: why COCOEvaluator would fail; empty if it would not.
     """
 
     classes: list[str]
     num_images: int | None = None
     boxes_per_image: Counter = field(default_factory=Counter)
+    trainable: int = 0
     unevaluable: str = ""
 
 
@@ -106,10 +108,9 @@ def _check_records(name: str, kind: str, records: list, keys: Sequence[str]) -> 
             raise UserError(f"data set {name}: {kind} number {i + 1} in its json lacks one of {', '.join(keys)}.")
         for key, types in _TYPES.items():
             if key in keys and not isinstance(record[key], types):
-                raise UserError(
-                    f"data set {name}: {kind} {record['id']} has {key} {record[key]!r} in its json; correct it."
-                )
-    if len({type(r["id"]) for r in records}) > 1:
+                what = f"{kind} {record['id']} has {key} {record[key]!r} in its json"
+                raise UserError(f"data set {name}: {what}, which is of a wrong type; correct it.")
+    if len({isinstance(r["id"], str) for r in records}) > 1:
         raise UserError(f"data set {name}: {kind} ids in its json are partly numbers, partly text; use either.")
     (most, count), *_ = Counter(r["id"] for r in records).most_common(1) or [(None, 0)]
     if count > 1:
@@ -147,18 +148,21 @@ def _check_annotations(name: str, data: dict) -> Summary:
         lost = next(a for a in annotations if a["image_id"] not in sizes)
         _warn(name, len(annotations) - len(listed), "of images that are not listed", lost["id"])
     good = _check_boxes(name, listed, np.array([sizes[a["image_id"]] for a in listed], dtype=float).reshape(-1, 2))
+    found = [a for a, ok in zip(listed, good, strict=True) if ok and not a.get("iscrowd")]
     return Summary(
         classes=names_by_id(data),
         num_images=len(sizes),
-        boxes_per_image=Counter(
-            a["image_id"] for a, ok in zip(listed, good, strict=True) if ok and not a.get("iscrowd")
-        ),
+        boxes_per_image=Counter(a["image_id"] for a in found),
+        trainable=sum(not _is_flat(a) for a in found),
         unevaluable=_unevaluable(annotations),
     )
 
 
 def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
-    """Which boxes have an area, (M,) bool; ``sizes`` is the (width, height) of each one's image, (M, 2)."""
+    """Which boxes have an area, (M,) bool; ``sizes`` is the (width, height) of each one's image, (M, 2).
+
+    Logs those that have none, or that Detectron2 would not train on, or that leave their image.
+    """
     for a in annotations:
         if not isinstance(a["bbox"], list) or len(a["bbox"]) != 4:
             raise UserError(f"data set {name}: annotation {a['id']} has bbox {a['bbox']}, not [x, y, width, height].")
@@ -171,9 +175,9 @@ def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.nd
         first = annotations[infinite.argmax()]
         raise UserError(f"data set {name}: annotation {first['id']} has bbox {first['bbox']}; correct or remove it.")
     good = (boxes[:, 2:] > 0).all(axis=1)
-    flat = good & np.array([_is_flat(a.get("segmentation")) for a in annotations], dtype=bool)
+    flat = np.array([_is_flat(a) for a in annotations], dtype=bool)
     if flat.any():
-        what = "with a segmentation of no area: Detectron2 does not train on them; correct or remove it"
+        what = "with a segmentation of no area: not trained on, for Detectron2 drops them; correct or remove it"
         _warn(name, flat.sum(), what, annotations[flat.argmax()]["id"])
     outside = good & ((boxes[:, :2] < -1) | (boxes[:, :2] + boxes[:, 2:] > sizes + 1)).any(axis=1)
     if not good.all():
@@ -190,12 +194,13 @@ def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.nd
             "beyond their image by over 1 px (bbox is [x, y, width, height])",
             annotations[outside.argmax()]["id"],
         )
-    return good & ~flat
+    return good
 
 
-def _is_flat(segmentation: object) -> bool:
-    """Whether it is a list of polygons, none of which has three corners: Detectron2 then drops the annotation."""
-    polygons = segmentation if isinstance(segmentation, list) else []
+def _is_flat(annotation: dict) -> bool:
+    """Whether it has polygons, none of which has three corners: Detectron2 then does not load it for training."""
+    polygons = annotation.get("segmentation")
+    polygons = polygons if isinstance(polygons, list) else []
     return bool(polygons) and not any(len(p) >= 6 and len(p) % 2 == 0 for p in polygons if isinstance(p, list))
 
 
@@ -209,6 +214,10 @@ def _unevaluable(annotations: list[dict]) -> str:
             if not isinstance(a.get(key), (int, float)):
                 default = "width * height of the box" if key == "area" else "0"
                 return f'annotation {a["id"]} has no number as "{key}", which COCO evaluation needs; add it ({default})'
+        if isinstance(a["id"], str):
+            return (
+                f"annotation id {a['id']!r} is text, which COCO evaluation cannot count with; number annotations from 1"
+            )
         if a["id"] == 0:
             return "annotation id 0 would never count as found in COCO evaluation; number annotations from 1"
     return ""
@@ -237,7 +246,7 @@ def _check_number(summaries: dict[str, Summary], num_classes: int) -> None:
 
 def _check_use(name: str, split: str, summary: Summary, detections_per_image: int) -> None:
     if split == "TRAIN":
-        if not summary.boxes_per_image:
+        if not summary.trainable:
             raise UserError(f"data set {name}: none of its {summary.num_images} images has a box to train on.")
         return
     if summary.unevaluable:

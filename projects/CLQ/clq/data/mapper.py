@@ -125,7 +125,8 @@ class BoxMapper(DatasetMapper):
         """The model's input: ``image`` (3, H, W) uint8, in training ``instances``, and the record's other entries.
 
         Raises:
-            UserError: the image cannot be read, or is not of the size that its data set says.
+            UserError: the image cannot be read, is not of the size that its data set says, or nothing is left of it at the
+                size that ``INPUT`` asks for.
         """
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"], self.image_format)
@@ -134,7 +135,11 @@ class BoxMapper(DatasetMapper):
         except ValueError as e:  # Detectron2's, which names file and sizes
             raise UserError(" ".join(str(e).split())) from e
         data = T.AugInput(image)
-        transforms = self.augmentations(data)
+        try:
+            transforms = self.augmentations(data)
+        except ValueError as e:  # Pillow's, about a height or width of 0
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            raise UserError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
         if not self.is_train:
             record.pop("annotations", None)

@@ -44,8 +44,11 @@ def parse_row(text: str) -> Row:
     Raises:
         UserError: neither a config nor overrides, or a config that cannot be read.
     """
-    name, separator, rest = text.partition("=") if "=" in text else ("", "", text)
-    words = shlex.split(rest)
+    name, _, rest = text.partition("=") if "=" in text else ("", "", text)
+    try:
+        words = shlex.split(rest)
+    except ValueError as e:
+        raise UserError(f"--rows {text!r}: {e}; close the quotation.") from e
     if not words:
         raise UserError(
             f"--rows {text!r}: write [NAME=]CONFIG.yaml [KEY VALUE ...], for example CLQ=configs/CLQ/x.yaml."
@@ -53,7 +56,7 @@ def parse_row(text: str) -> Row:
     opts = []
     if words[0].endswith((".yaml", ".yml")):
         config, *words = words
-        opts, name = row_cells(config), name if separator else Path(config).stem
+        opts, name = row_cells(config), name or Path(config).stem
     return Row(name or " ".join(words), (*opts, *words))
 
 
@@ -121,7 +124,7 @@ class Run:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        argv = ["--config-file", self.config_file, "--resume", "OUTPUT_DIR", str(self.folder), *self.opts]
+        argv = ["--config-file", self.config_file, "--resume", *self.opts, "OUTPUT_DIR", str(self.folder)]
         with open(self.folder / "stdout.txt", "w") as log:
             process = subprocess.run([sys.executable, str(TRAIN_NET), *argv], env=environment, stdout=log, stderr=log)
         if process.returncode == 0:

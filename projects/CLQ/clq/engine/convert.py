@@ -90,7 +90,7 @@ def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str]:
     """
     checkpoint = _read(path)
     weights = checkpoint.get("state_dict", checkpoint)
-    config = _row_of(path, weights)
+    config = _row_of(path, checkpoint, weights)
     converted, unplaced = _convert(weights)
     if unplaced:
         raise UserError(f"{path}: {len(unplaced)} of its weights have no place here: {', '.join(unplaced[:8])} ...")
@@ -117,7 +117,9 @@ def _read(path: str) -> dict:
     return checkpoint
 
 
-def _row_of(path: str, weights: Mapping[str, Tensor]) -> str:
+def _row_of(path: str, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> str:
+    if "PAAHead" in str(checkpoint.get("meta")):  # ATSS's layers, but scores of another meaning
+        raise UserError(f"{path}: is PAA, which this project does not have.")
     layers = {key.split(".")[1] for key in weights if key.startswith("bbox_head.")}
     for config, (needed, absent) in _ROWS.items():
         if layers >= set(needed.split()) and not layers & set(absent.split()):

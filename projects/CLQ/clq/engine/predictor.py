@@ -66,7 +66,7 @@ class Predictor:
         try:
             self.augmentations(resized)
         except ValueError as e:  # Pillow's, about a height or width of 0
-            raise UserError(f"too thin for the network: {width} x {height} pixels; cut it into pieces.") from e
+            raise UserError(f"{width} x {height} pixels: too thin for the size that INPUT asks for.") from e
         tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
 

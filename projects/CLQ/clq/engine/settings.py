@@ -9,7 +9,8 @@ from detectron2.utils import comm
 from clq.errors import UserError
 
 _DEPTHS = 18, 34, 50, 101, 152  # of Detectron2's ResNets
-_FORMATS = "RGB", "BGR", "L", "YUV-BT.601"
+_NO_BOXES = "SemanticSegmentor", "PanopticFPN"
+_FORMATS = "RGB", "BGR", "L"
 _SCHEDULES = "WarmupMultiStepLR", "WarmupCosineLR"
 _NEWER_SCHEDULES = ("WarmupStepWithFixedGammaLR",)  # of Detectron2 main, with its key NUM_DECAYS
 _SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
@@ -25,8 +26,11 @@ def check_model(cfg: CfgNode) -> None:
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _one_of("MODEL.BACKBONE.NAME", body, [name for name, _ in BACKBONE_REGISTRY])
     _one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, _FORMATS)
-    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        raise UserError("MODEL.MASK_ON, MODEL.KEYPOINT_ON: boxes alone are trained here; set both to False.")
+    if cfg.MODEL.META_ARCHITECTURE in _NO_BOXES:
+        raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: detectors of boxes alone run here.")
+    for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if cfg.MODEL[key]:
+            raise UserError(f"MODEL.{key}: detectors of boxes alone run here; set it to False.")
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
 

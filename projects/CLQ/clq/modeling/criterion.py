@@ -98,7 +98,7 @@ class DetectionLoss:
         self.quality_loss_weight = quality_loss_weight
 
     def __call__(self, predictions, targets: Targets, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Scalar losses, float32: ``loss_cls``, ``loss_box``, ``loss_quality`` if it has a target, and the coder's own.
+        """Scalar losses, float32: ``loss_cls``, ``loss_box``, ``loss_quality``, ``loss_box_coarse`` and the coder's
 
         Args:
             predictions: flattened :class:`~clq.modeling.head.Predictions`.

@@ -23,7 +23,7 @@ from clq.modeling.scoring import ScoreRule
 
 @META_ARCH_REGISTRY.register()
 class CLQ(DenseDetector):
-    """One-stage detector; CLQ, ATSS, GFL and their ablations differ in the arguments alone.
+    """One-stage detector; CLQ, ATSS, GFL, GFLv2, VFNet and their ablations differ in the arguments alone.
 
     Args:
         backbone: with FPN; must follow Detectron2's backbone interface.

@@ -68,14 +68,14 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
     )
     width = c.CONV_DIM if c.NUM_CONVS else channels
     branch = quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, width))
-    if c.REFINE.NAME != "none" and c.BOX.CODING != "distance":
-        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: refines distances; set MODEL.CLQ.BOX.CODING distance.")
     refine = _choose(
         "REFINE.NAME",
         c.REFINE.NAME,
         none=lambda: None,
         star=lambda: StarRefinement(width, len(shapes), c.ALIGN.BACKEND),
     )
+    if refine is not None and c.BOX.CODING != "distance":
+        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: refines distances; set MODEL.CLQ.BOX.CODING distance.")
     head = partial(
         DenseHead,
         in_channels=channels,
