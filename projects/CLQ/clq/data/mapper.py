@@ -125,8 +125,8 @@ class BoxMapper(DatasetMapper):
         """The model's input: ``image`` (3, H, W) uint8, in training ``instances``, and the record's other entries.
 
         Raises:
-            UserError: the image cannot be read, is not of the size that its data set says, or nothing is left of it at the
-                size that ``INPUT`` asks for.
+            UserError: the image cannot be read, is not of the size that its data set says, or nothing is left of it at
+                the size that ``INPUT`` asks for.
         """
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"], self.image_format)

@@ -25,7 +25,8 @@ def box_metrics(annotations_file: str, results_file: str, max_dets: int = 100) -
 
     Returns:
         :data:`METRICS`: COCO's average precisions and average recall (at ``max_dets``) in percent, nan where there is
-        no object of a size (0 where nothing at all was detected); and Spearman's correlation of score and IoU (``score-IoU``), -1 to 1.
+        no object of a size (0 where nothing at all was detected); and Spearman's correlation of score and IoU
+        (``score-IoU``), -1 to 1.
     """
     with open(results_file, encoding="utf-8") as f:
         results = json.load(f)
