@@ -9,6 +9,7 @@ from clq.data.mapper import (
     RandomColor,
     RandomZoomCrop,
     build_augmentations,
+    build_test_mapper,
     build_train_mapper,
 )
 from clq.errors import UserError
@@ -157,3 +158,15 @@ def test_colour_needs_three_channels():
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(UserError, match=r"needs INPUT\.FORMAT RGB or BGR"):
         build_augmentations(cfg)
+
+
+def test_images_of_which_nothing_would_be_left_are_named(tmp_path):
+    Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "thin.png")
+    cfg = config()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (800,), 800
+    thin = {"file_name": str(tmp_path / "thin.png"), "height": 1, "width": 3000, "annotations": []}
+    for mapper in (build_train_mapper(cfg), build_test_mapper(cfg)):
+        with pytest.raises(UserError, match=rf"image {tmp_path}/thin\.png: 3000 x 1 pixels: too thin"):
+            mapper(thin)
+        with pytest.raises(UserError, match=rf"image {tmp_path}/thin\.png.*expect \(2999, 1\)"):
+            mapper({**thin, "width": 2999})
