@@ -29,7 +29,7 @@ from clq.engine.ablation import (
     differences,
     loss_curves,
     markdown_table,
-    mean_and_spread,
+    metric_cells,
     parse_row,
     train_all,
 )
@@ -128,9 +128,7 @@ def report(runs, configs, args) -> None:
     speed = speeds(runs, configs, args.speed_images) if args.speed_images else {}
     lines = []
     for name, measured in results.items():
-        digits = {metric: 3 if metric == "score-IoU" else 1 for metric in METRICS}
-        cells = [mean_and_spread([m[metric] for m in measured], digits[metric]) for metric in METRICS]
-        lines.append([name, *cells, *(f"{value:.1f}" for value in speed.get(name, {}).values())])
+        lines.append([name, *metric_cells(measured), *(f"{value:.1f}" for value in speed.get(name, {}).values())])
     table = markdown_table(["", *METRICS, *next(iter(speed.values()), {})], lines)
     (args.output / "table.md").write_text(table)
     content = {}

@@ -2,7 +2,7 @@
 """Write MODEL_ZOO.md: every config with what its paper reports, and every result recorded in docs/results.
 
 tools/zoo.py            rewrites MODEL_ZOO.md
-tools/zoo.py --check    exit status 1 where it is not what the configs and results say
+tools/zoo.py --check    exit status 2 where it is not what the configs and results say
 
 A record is a study's results.json of tools/ablate.py, under "rows", with "data", "schedule" and "machine" in words.
 """
@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 
 import clq
-from clq.engine.ablation import markdown_table, mean_and_spread
+from clq.engine.ablation import markdown_table, metric_cells
 from clq.engine.launch import run_cli
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS
@@ -68,8 +68,7 @@ def study(path: Path) -> str:
     lines = []
     for name, row in record["rows"].items():
         measured = [{k: math.nan if v is None else v for k, v in seed.items()} for seed in row["seeds"].values()]
-        cells = [mean_and_spread([m[k] for m in measured], 3 if k == "score-IoU" else 1) for k in METRICS]
-        lines.append([name, str(len(measured)), *cells])
+        lines.append([name, str(len(measured)), *metric_cells(measured)])
     table = markdown_table(["row", "seeds", *METRICS], lines)
     return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
 

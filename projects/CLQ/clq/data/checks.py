@@ -176,24 +176,14 @@ def _check_boxes(name: str, annotations: list[dict], sizes: np.ndarray) -> np.nd
         raise UserError(f"data set {name}: annotation {first['id']} has bbox {first['bbox']}; correct or remove it.")
     good = (boxes[:, 2:] > 0).all(axis=1)
     flat = np.array([_is_flat(a) for a in annotations], dtype=bool)
-    if flat.any():
-        what = "with a segmentation of no area: not trained on, for Detectron2 drops them; correct or remove it"
-        _warn(name, flat.sum(), what, annotations[flat.argmax()]["id"])
     outside = good & ((boxes[:, :2] < -1) | (boxes[:, :2] + boxes[:, 2:] > sizes + 1)).any(axis=1)
-    if not good.all():
-        _warn(
-            name,
-            (~good).sum(),
-            "without an area: not trained on, but counted as missed if evaluated",
-            annotations[good.argmin()]["id"],
-        )
-    if outside.any():
-        _warn(
-            name,
-            outside.sum(),
-            "beyond their image by over 1 px (bbox is [x, y, width, height])",
-            annotations[outside.argmax()]["id"],
-        )
+    for odd, what in (
+        (~good, "without an area: not trained on, but counted as missed if evaluated"),
+        (flat, "with a segmentation of no area: not trained on, for Detectron2 drops them; correct or remove it"),
+        (outside, "beyond their image by over 1 px (bbox is [x, y, width, height])"),
+    ):
+        if odd.any():
+            _warn(name, odd.sum(), what, annotations[odd.argmax()]["id"])
     return good
 
 

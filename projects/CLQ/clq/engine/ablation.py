@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 
 from clq.config import setup_cfg
 from clq.errors import UserError
+from clq.evaluation.metrics import METRICS
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
@@ -62,11 +63,13 @@ def parse_row(text: str) -> Row:
 
 def row_cells(config_file: str) -> list[str]:
     """KEY, VALUE, ... of all cells of a row's config."""
-    opts = []
-    for group in CELLS:
-        for key, value in setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL.CLQ[group].items():
-            opts += [f"MODEL.CLQ.{group}.{key}", str(value)]
-    return opts
+    row = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL.CLQ
+    return [
+        word
+        for group in CELLS
+        for key, value in row[group].items()
+        for word in (f"MODEL.CLQ.{group}.{key}", str(value))
+    ]
 
 
 def differences(configs: Mapping[str, CfgNode]) -> dict[str, list[str]]:
@@ -168,6 +171,11 @@ def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
         return "–"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def metric_cells(measured: Sequence[Mapping[str, float]]) -> list[str]:
+    """Mean and spread of each of :data:`~clq.evaluation.metrics.METRICS` over the runs of a row."""
+    return [mean_and_spread([m[name] for m in measured], 3 if name == "score-IoU" else 1) for name in METRICS]
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
