@@ -180,6 +180,19 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
     assert worse["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
 
 
+def test_the_quality_learns_of_the_refined_box():
+    predictions, targets = make_predictions(), make_targets()
+    coarse = torch.randn_like(predictions.box_pred)
+    refined = clq()(predictions._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
+    plain = clq()(predictions, targets, ANCHORS, STRIDES)
+    assert refined.pop("loss_box_coarse") > 0
+    check(refined, **{name: x.item() for name, x in plain.items()})
+    # A logit other than 0, at which the loss would depend on no target.
+    sure = predictions._replace(quality_logits=predictions.quality_logits + 2)
+    with_coarse = clq()(sure._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
+    assert with_coarse["loss_quality"].item() == clq()(sure, targets, ANCHORS, STRIDES)["loss_quality"].item()
+
+
 def test_targets_carry_no_gradient_into_the_boxes():
     predictions = make_predictions()
     losses = clq()(predictions, make_targets(), ANCHORS, STRIDES)

@@ -98,7 +98,7 @@ class DetectionLoss:
         self.quality_loss_weight = quality_loss_weight
 
     def __call__(self, predictions, targets: Targets, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Scalar losses, float32: ``loss_cls``, ``loss_box``, ``loss_quality``, ``loss_box_coarse`` and the coder's
+        """Scalar losses, float32: ``loss_cls``, ``loss_box``, the coder's own, ``loss_box_coarse``, ``loss_quality``.
 
         Args:
             predictions: flattened :class:`~clq.modeling.head.Predictions`.
@@ -121,9 +121,10 @@ class DetectionLoss:
             box_losses[name] = loss * self.coder_loss_weight
         losses.update(self._weighted(box_losses, score, boxes, anchors, targets.gt_boxes, num_pos))
         if coarse_box_pred is not None:
-            boxes = self.coder.decode(coarse_box_pred[pos], anchors, strides)
-            coarse = {"loss_box_coarse": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.coarse_loss_weight}
-            losses.update(self._weighted(coarse, score, boxes, anchors, targets.gt_boxes, num_pos))
+            coarse = self.coder.decode(coarse_box_pred[pos], anchors, strides)
+            giou_loss = generalized_box_iou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight
+            coarse_losses = {"loss_box_coarse": giou_loss}
+            losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets.gt_boxes, num_pos))
 
         if self.quality_target is not None:
             quality_logits = quality_logits[pos].squeeze(-1).float()
