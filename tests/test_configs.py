@@ -30,6 +30,8 @@ ROWS = {
     "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
     "VFNET/vfnet_R_50_FPN_1x": ("vfl", 2.0, "iou", "none", None, "none"),
     "VFNET/vfnet_R_50_FPN_2x_ms": ("vfl", 2.0, "iou", "none", None, "none"),
+    "TOOD/tood_R_50_FPN_1x": ("qfl", 2.0, "alignment", "task", None, "none"),
+    "TOOD/tood_R_50_FPN_2x_ms": ("qfl", 2.0, "alignment", "task", None, "none"),
     "GFL/gfl_R_50_FPN_1x": ("qfl", 2.0, "score", "none", None, "none"),
     "GFL/gfl_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "none", None, "none"),
     "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
@@ -134,7 +136,9 @@ def test_row(name):
     assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
     assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
     assert c.QUALITY.LOSS_WEIGHT == 1.0
-    coding = "distribution" if "gfl" in name else "distance" if "vfnet" in name else "delta"
+    coding = (
+        "distribution" if "gfl" in name else "distance" if "vfnet" in name else "ltrb" if "tood" in name else "delta"
+    )
     assert coding == c.BOX.CODING
     assert (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT) == (16, 0.25)
     assert alpha is None or alpha == c.QUALITY.ALPHA
@@ -161,6 +165,7 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
         (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
         (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
         ("VFNET/vfnet_R_50_FPN_1x", "VFNET/vfnet_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("TOOD/tood_R_50_FPN_1x", "TOOD/tood_R_50_FPN_2x_ms", {*MULTI_SCALE, "MODEL.CLQ.ASSIGN.WARMUP"}),
         ("GFL/gfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_2x_ms", "GFLV2/gflv2_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),

@@ -10,12 +10,15 @@ import torch
 import torchvision
 from clq.engine.checkpoint import Checkpointer
 from clq.errors import UserError
-from clq.modeling.alignment import StarRefinement
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
 from clq.modeling.head import DenseHead
-from clq.modeling.quality import DistributionQuality, TowerQuality
+from clq.modeling.quality import DistributionQuality, ProbabilityMap, TowerQuality
+from clq.modeling.refinement import SampledBoxes, StarRefinement
+from clq.modeling.scoring import joint_score
+from clq.modeling.towers import interactive_towers, separate_towers
 from detectron2.modeling import build_model
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTH, DEPTH, CLASSES = 32, 2, 7
@@ -37,6 +40,80 @@ def mmdet_head(name="atss", box_channels=4):
         shapes[f"{layer}.weight"], shapes[f"{layer}.bias"] = (channels, WIDTH, 3, 3), (channels,)
     shapes.update({f"scales.{i}.scale": () for i in range(5)})
     return {key: torch.randn(shape) for key, shape in shapes.items()}
+
+
+def make_head(coder, towers=separate_towers, **parts):
+    return DenseHead(towers=towers(WIDTH, WIDTH, DEPTH), num_levels=5, num_classes=CLASSES, coder=coder, **parts)
+
+
+def tood_head():
+    """MMDetection's TOODHead: keys, shapes, random values."""
+    shapes = {"tood_cls": (CLASSES, WIDTH, 3, 3), "tood_reg": (4, WIDTH, 3, 3)}
+    shapes |= {"cls_prob_module.0": (WIDTH // 4, DEPTH * WIDTH, 1, 1), "cls_prob_module.2": (1, WIDTH // 4, 3, 3)}
+    shapes |= {"reg_offset_module.0": (WIDTH // 4, DEPTH * WIDTH, 1, 1), "reg_offset_module.2": (8, WIDTH // 4, 3, 3)}
+    normalised = {f"inter_convs.{i}": (WIDTH, WIDTH, 3, 3) for i in range(DEPTH)}
+    for task in ("cls_decomp", "reg_decomp"):
+        shapes[f"{task}.layer_attention.0"] = (WIDTH // 8, DEPTH * WIDTH, 1, 1)
+        shapes[f"{task}.layer_attention.2"] = (DEPTH, WIDTH // 8, 1, 1)
+        normalised[f"{task}.reduction_conv"] = (WIDTH, DEPTH * WIDTH, 1, 1)
+    weights = {f"scales.{i}.scale": torch.rand(()) + 0.5 for i in range(5)}
+    for layer, shape in shapes.items():
+        weights[f"{layer}.weight"], weights[f"{layer}.bias"] = torch.randn(shape) * 0.1, torch.randn(shape[0]) * 0.1
+    for layer, shape in normalised.items():
+        weights[f"{layer}.conv.weight"] = torch.randn(shape) * 0.1
+        weights[f"{layer}.gn.weight"], weights[f"{layer}.gn.bias"] = torch.randn(WIDTH), torch.randn(WIDTH)
+    return weights
+
+
+def tood_of_mmdet(w, feature, scale):
+    """What MMDetection's TOODHead computes on one level: scores, and boxes XYXY in cells of the map."""
+
+    def conv(name, x, **more):
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=w[f"{name}.weight"].shape[-1] // 2, **more)
+
+    def norm(name, x):
+        return F.relu(F.group_norm(x, 32, w[f"{name}.gn.weight"], w[f"{name}.gn.bias"]))
+
+    layers = [feature]
+    for i in range(DEPTH):
+        layers.append(norm(f"inter_convs.{i}", F.conv2d(layers[-1], w[f"inter_convs.{i}.conv.weight"], padding=1)))
+    x, sides = torch.cat(layers[1:], 1), {}
+    for task in ("cls_decomp", "reg_decomp"):
+        attention = conv(f"{task}.layer_attention.0", x.mean((2, 3), keepdim=True)).relu()
+        attention = conv(f"{task}.layer_attention.2", attention).sigmoid().repeat_interleave(WIDTH, 1)
+        reduced = F.conv2d(x * attention, w[f"{task}.reduction_conv.conv.weight"])
+        sides[task] = norm(f"{task}.reduction_conv", reduced)
+    prob = conv("cls_prob_module.2", conv("cls_prob_module.0", x).relu())
+    scores = (conv("tood_cls", sides["cls_decomp"]).sigmoid() * prob.sigmoid()).sqrt()
+    left, top, right, bottom = (conv("tood_reg", sides["reg_decomp"]).exp() * scale).unbind(1)
+    rows, cols = torch.meshgrid(*(torch.arange(float(n)) for n in feature.shape[2:]), indexing="ij")
+    boxes = torch.stack((cols - left, rows - top, cols + right, rows + bottom), 1)
+    offsets = conv("reg_offset_module.2", conv("reg_offset_module.0", x).relu())
+    sampled = deform_conv2d(boxes, offsets, torch.ones(4, 1, 1, 1))  # each channel at its own place
+    bad = (sampled[:, :2] > sampled[:, 2:]).any(1, keepdim=True)
+    return scores, torch.where(bad, boxes, sampled)
+
+
+def test_a_tood_head_computes_what_the_original_does(caplog):
+    torch.manual_seed(0)
+    weights, coder = tood_head(), LTRBCoder()
+    wide = DEPTH * WIDTH
+    parts = {"quality": ProbabilityMap(coder, wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
+    head = make_head(coder, interactive_towers, **parts)
+    load(head, clq.convert_mmdet(weights))
+    assert not caplog.records
+    features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
+    with torch.no_grad():
+        out = head(features)
+        for level, feature in enumerate(features):
+            scores, boxes = tood_of_mmdet(weights, feature, weights[f"scales.{level}.scale"])
+            ours = joint_score(out.cls_logits[level], out.quality_logits[level], 0.5, 0.5).log_p.exp()
+            torch.testing.assert_close(ours, scores, atol=1e-5, rtol=1e-4)
+            h, w = feature.shape[2:]
+            here = torch.cartesian_prod(torch.arange(float(h)), torch.arange(float(w))).flip(1).repeat(1, 2)
+            found = coder.decode(out.box_pred[level].permute(0, 2, 3, 1).flatten(1, 2), here, 1.0)
+            torch.testing.assert_close(found, boxes.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-4, rtol=1e-4)
+    assert (out.box_pred[0] < 0).any()  # a side on the other side of its location: only sampling does that
 
 
 def mmdet_detector():
@@ -113,15 +190,7 @@ def head_of_mmdet(weights, feature, level):
 def test_a_converted_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = mmdet_head()
-    head = DenseHead(
-        in_channels=WIDTH,
-        num_levels=5,
-        num_classes=CLASSES,
-        coder=DeltaCoder(),
-        num_convs=DEPTH,
-        conv_dim=WIDTH,
-        quality=TowerQuality(DeltaCoder(), WIDTH),
-    )
+    head = make_head(DeltaCoder(), quality=TowerQuality(DeltaCoder(), WIDTH, WIDTH))
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
@@ -132,14 +201,7 @@ def test_a_converted_head_computes_what_the_original_does():
 
 def test_a_gfl_head_fits_distribution_coding(caplog):
     weights = {**mmdet_head("gfl", 4 * 17), "integral.project": torch.arange(17.0)}
-    head = DenseHead(
-        in_channels=WIDTH,
-        num_levels=5,
-        num_classes=CLASSES,
-        coder=DistributionCoder(16),
-        num_convs=DEPTH,
-        conv_dim=WIDTH,
-    )
+    head = make_head(DistributionCoder(16))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.box_pred.weight, weights["gfl_reg.weight"])
     assert not caplog.records  # the bins' values are constants
@@ -151,8 +213,7 @@ def test_a_gflv2_head_brings_its_quality(caplog):
         weights[f"reg_conf.{layer}.weight"] = torch.randn(shape)
         weights[f"reg_conf.{layer}.bias"] = torch.randn(shape[0])
     coder = DistributionCoder(16)
-    sizes = {"in_channels": WIDTH, "num_levels": 5, "num_classes": CLASSES, "num_convs": DEPTH, "conv_dim": WIDTH}
-    head = DenseHead(coder=coder, quality=DistributionQuality(coder, WIDTH), **sizes)
+    head = make_head(coder, quality=DistributionQuality(coder, WIDTH, WIDTH))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.quality_pred[2].weight, weights["reg_conf.2.weight"])
     assert not caplog.records
@@ -165,8 +226,7 @@ def test_a_vfnet_head_brings_its_refinement(caplog):
     weights["vfnet_reg_conv.gn.weight"], weights["vfnet_reg_conv.gn.bias"] = torch.randn(WIDTH), torch.randn(WIDTH)
     weights["vfnet_reg_refine.weight"], weights["vfnet_reg_refine.bias"] = torch.randn(4, WIDTH, 3, 3), torch.randn(4)
     weights.update({f"scales_refine.{i}.scale": torch.tensor(float(i)) for i in range(5)})
-    sizes = {"in_channels": WIDTH, "num_levels": 5, "num_classes": CLASSES, "num_convs": DEPTH, "conv_dim": WIDTH}
-    head = DenseHead(coder=DistanceCoder(), refine=StarRefinement(WIDTH, 5), **sizes)
+    head = make_head(DistanceCoder(), refine=StarRefinement(WIDTH, 5), box_norm="GN")
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.refine.cls_align.conv.weight, weights["vfnet_cls_dconv.weight"])
     assert torch.equal(head.refine.reg_align.conv.weight, weights["vfnet_reg_refine_dconv.weight"])
@@ -183,7 +243,7 @@ def test_scales_keep_the_order_of_their_levels():
 @pytest.mark.parametrize(
     "key",
     [
-        "bbox_head.tood_cls.weight",
+        "bbox_head.inter_convs.0.conv.conv_offset.weight",
         "bbox_head.reg_conf.0.gn.weight",
         "backbone.layer1.0.attention.weight",
         "neck.fpn_convs.5.conv.weight",
@@ -249,12 +309,14 @@ def test_each_row_is_told_by_its_head_and_others_are_refused(tmp_path):
     gfl = {f"bbox_head.{k}": v for k, v in mmdet_head("gfl", 68).items()}
     assert convert(mmdet_detector())[1] == "configs/ATSS/atss_R_50_FPN_1x.yaml"
     assert convert({**body, **gfl})[1] == "configs/GFL/gfl_R_50_FPN_1x.yaml"
+    tood = {f"bbox_head.{k}": v for k, v in tood_head().items()}
+    assert convert({**body, **tood})[1] == "configs/TOOD/tood_R_50_FPN_1x.yaml"
     gfl["bbox_head.gfl_cls.weight"], gfl["bbox_head.gfl_cls.bias"] = torch.zeros(81, WIDTH, 3, 3), torch.zeros(81)
     assert len(convert({**body, **gfl})[0]["head.cls_logits.bias"]) == 81  # only GFLv2's has the background
     for weights, why in (
         (
-            {"bbox_head.tood_cls.weight": torch.zeros(1)},
-            "no ATSS, GFL, GFLv2 or VFNet of MMDetection .its head has tood_cls",
+            {"bbox_head.fcos_cls.weight": torch.zeros(1)},
+            "no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection .its head has fcos_cls",
         ),
         ({"roi_head.fc.weight": torch.zeros(1)}, "it has no bbox_head"),
         ({**mmdet_detector(), "neck.fpn_convs.5.conv.weight": torch.zeros(1)}, "no place here: neck.fpn_convs.5"),

@@ -1,9 +1,8 @@
 import pytest
 import torch
 from clq.modeling import alignment
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets, StarRefinement
+from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d
 
 BACKENDS = list(alignment.BACKENDS)
 
@@ -66,29 +65,6 @@ def test_star_by_hand():
     torch.testing.assert_close(offsets[..., 1] + regular, torch.tensor([-5.0, 0, 7]).expand(3, 3))
     offsets.sum().backward()
     torch.testing.assert_close(box.grad.flatten(), torch.full((4,), 0.3))  # three taps each, a tenth of the gradient
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_star_refinement_against_torchvision(backend):
-    """Written out once more, for one box everywhere: both towers by torchvision's op, factors on the distances."""
-    torch.manual_seed(0)
-    refine = StarRefinement(4, num_levels=2, backend=backend)
-    cls, reg, box_pred = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6, requires_grad=True)
-    with torch.no_grad():
-        refine.scales.copy_(torch.tensor([1.0, 3.0]))
-    x1, y1, x2, y2 = -1.5, -2.0, 2.5, 1.0
-    taps = [(y, x) for y in (y1, 0.0, y2) for x in (x1, 0.0, x2)]
-    regular = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    flat = [a - b for tap, at in zip(taps, regular, strict=True) for a, b in zip(tap, at, strict=True)]
-    offsets = torch.tensor(flat).view(1, 18, 1, 1).expand(2, 18, 5, 6)
-    aligned = deform_conv2d(reg, offsets, refine.reg_align.conv.weight, padding=1).relu()
-    expected = box_pred + 3 * F.conv2d(aligned, refine.box_pred.weight, refine.box_pred.bias, padding=1)
-    found_cls, found = refine(1, cls, reg, box_pred, boxes_like(cls, x1, y1, x2, y2))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    expected_cls = deform_conv2d(cls, offsets, refine.cls_align.conv.weight, padding=1).relu()
-    torch.testing.assert_close(found_cls, expected_cls, atol=1e-4, rtol=1e-4)
-    found.sum().backward()
-    assert box_pred.grad is None  # the refinement does not train what it refines
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 5), (6, 6)])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, unit_anchor
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder, unit_anchor
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
@@ -52,6 +52,19 @@ def test_distances_by_hand():
     torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
     far = coder.decode(torch.tensor([1e4, -1e4, 1e4, -1e4]), anchor, 8.0)
     torch.testing.assert_close(far, torch.tensor([100 - 4000.0, 50, 4100, 50]))  # at most 62.5 anchors
+
+
+def test_ltrb_by_hand():
+    """Strides of 8 about (100, 50): 1, 2 and 3 of them, and a bottom above the centre."""
+    coder, anchor = LTRBCoder(), torch.tensor([68.0, 18, 132, 82])
+    pred, box = torch.tensor([1.0, 2, 3, -0.5]), torch.tensor([92.0, 34, 124, 46])
+    torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
+    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
+    raw = torch.tensor([0.0, math.log(3), -1e4, 1e4])
+    torch.testing.assert_close(coder.activate(raw), torch.tensor([1.0, 3, 0, 500]))
+    assert coder.activate(raw.bfloat16()).dtype == torch.float32
+    for other in (DeltaCoder(), DistanceCoder(), DistributionCoder()):
+        assert other.activate(raw) is raw
 
 
 def test_distribution_decode_by_hand():

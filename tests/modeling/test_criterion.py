@@ -12,7 +12,14 @@ from datetime import timedelta
 import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.criterion import DetectionLoss, Targets, weigh_by_centerness, weigh_by_iou, weigh_by_score
+from clq.modeling.criterion import (
+    DetectionLoss,
+    Targets,
+    weigh_by_alignment,
+    weigh_by_centerness,
+    weigh_by_iou,
+    weigh_by_score,
+)
 from clq.modeling.head import Predictions
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.quality import Centerness, PredictedIoU
@@ -178,6 +185,29 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
     check(losses, loss_cls=(2 * negatives + positives) / 2, loss_box=2 * box, loss_box_coarse=0.0)
     worse = vfnet(predictions._replace(coarse_box_pred=predictions.box_pred), targets, ANCHORS, STRIDES)
     assert worse["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
+
+
+def tood():
+    weights = {"box_weight": weigh_by_alignment, "box_loss_weight": 2.0}
+    return DetectionLoss(ScoreRule(0.5, True, 0.5), DeltaCoder(), quality_focal_loss, soft_target=True, **weights)
+
+
+@pytest.mark.parametrize(("total", "norm"), [(1.2, 1.2), (0.6, 1.0)])
+def test_tood_learns_alignments_and_divides_by_their_sum(total, norm):
+    """Class and map at 1/2 everywhere: score 1/2. Alignments of a third and two thirds of the total."""
+    first, second = total / 3, total * 2 / 3
+    predictions, targets = make_predictions(), make_targets(total, alignment=tensor([first, second]))
+    check(
+        tood()(predictions, targets, ANCHORS, STRIDES),
+        loss_cls=(qfl(0.5, first) + qfl(0.5, second) + 12 * qfl(0.5, 0)) / norm,
+        loss_box=2 * (first * 1 / 2 + second * 1 / 3) / norm,
+    )
+    predictions.quality_logits.data[:] = math.log(15)  # 15/16, so that the score is sqrt(15/32)
+    p = (15 / 32) ** 0.5
+    losses = tood()(predictions, targets, ANCHORS, STRIDES)
+    assert losses["loss_cls"].item() == pytest.approx(
+        (qfl(p, first) + qfl(p, second) + 12 * qfl(p, 0)) / norm, rel=1e-5
+    )
 
 
 def test_the_quality_learns_of_the_refined_box():

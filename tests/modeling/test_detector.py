@@ -3,6 +3,7 @@
 import pytest
 import torch
 from clq.errors import UserError
+from detectron2.utils.events import EventStorage
 from tiny_detectors import ROWS, build, sample
 
 
@@ -29,7 +30,7 @@ EDGES = {
 
 
 def backward(model, batch, autocast=False):
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), EventStorage():
         losses = model(batch)
     sum(losses.values()).backward()
     return losses
@@ -93,20 +94,40 @@ def test_scores_of_detections_are_those_of_the_row(row):
     found = out["instances"]
     assert len(found) == 20
     assert found.scores.diff().max() <= 0
-    if "loss_quality" in ROWS[row][2] or row == "gflv2":
+    if row.startswith("tood"):
+        torch.testing.assert_close(found.scores, (found.cls_scores * found.pred_quality).sqrt())
+    elif "loss_quality" in ROWS[row][2] or row == "gflv2":
         exponent = 1.0 if row in ("atss", "gflv2") else 0.3
         torch.testing.assert_close(found.scores, found.cls_scores * found.pred_quality**exponent)
     else:
         assert not found.has("pred_quality")
 
 
+@pytest.mark.parametrize(("iteration", "row"), [(0, "tood_warmup"), (29, "tood_warmup"), (30, "tood"), (99, "tood")])
+def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, row):
+    batch = [sample((96, 128), [BOX])]
+    switching = build("tood", "MODEL.CLQ.ASSIGN.WARMUP", 0.3, "SOLVER.MAX_ITER", 100)
+    with EventStorage(iteration):
+        found = switching(batch)
+    with EventStorage():
+        expected = build(row)(batch)
+        other = build("tood" if row == "tood_warmup" else "tood_warmup")(batch)
+    assert {k: x.item() for k, x in found.items()} == {k: x.item() for k, x in expected.items()}
+    assert {k: x.item() for k, x in found.items()} != {k: x.item() for k, x in other.items()}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         ("QUALITY.NAME", "dgqp", "QUALITY.NAME dgqp: the quality comes from distributions"),
-        ("BOX.CODING", "ltrb", "ltrb is not one of delta, distance, distribution"),
-        ("BOX.WEIGHT_BY", "area", "area is not one of none, centerness, score, iou"),
-        ("REFINE.NAME", "star", "set MODEL.CLQ.BOX.CODING distance"),
+        ("BOX.CODING", "xywh", "xywh is not one of delta, distance, ltrb, distribution"),
+        ("BOX.WEIGHT_BY", "area", "area is not one of none, centerness, score, iou, alignment"),
+        ("BOX.WEIGHT_BY", "alignment", "needs MODEL.CLQ.ASSIGN.NAME task"),
+        ("REFINE.NAME", "star", "needs MODEL.CLQ.BOX.CODING distance"),
+        ("REFINE.NAME", "sampling", "needs MODEL.CLQ.BOX.CODING ltrb"),
+        ("TOWERS", "none", "none is not one of separate, interactive"),
+        ("ASSIGN.NAME", "simota", "simota is not one of atss, task"),
+        ("ASSIGN.WARMUP", 1.5, "ASSIGN.WARMUP 1.5: must be within 0 and 1"),
         ("CLS.LOSS", "ce", "ce is not one of focal, qfl"),
         ("QUALITY.NAME", "lqe", "lqe is not one of none, centerness, iou"),
         ("QUALITY.ALPHA", 0.0, "alpha .* must be positive"),

@@ -6,6 +6,7 @@ from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head import DenseHead, Predictions
 from clq.modeling.quality import TowerQuality
+from clq.modeling.towers import separate_towers
 from torch import nn
 
 SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
@@ -14,9 +15,11 @@ SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
 def make_head(coder=None, **changes):
     torch.manual_seed(0)
     coder = coder or DeltaCoder()
-    arguments = {"in_channels": 32, "num_levels": 5, "num_classes": 3, "num_convs": 2, "conv_dim": 64, **changes}
-    width = arguments["conv_dim"] if arguments["num_convs"] else 32
-    return DenseHead(coder=coder, **{"quality": TowerQuality(coder, width), **arguments})
+    towers = separate_towers(
+        32, *(changes.pop(k, v) for k, v in {"conv_dim": 64, "num_convs": 2, "norm": "GN"}.items())
+    )
+    quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels))
+    return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 
 
 def make_features(n=2):
@@ -27,7 +30,7 @@ def make_features(n=2):
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
 @pytest.mark.parametrize("quality", [True, False])
 def test_shapes(coder, quality):
-    branch = TowerQuality(coder, 64) if quality else None
+    branch = TowerQuality(coder, 32, 64) if quality else None
     out = make_head(coder, quality=branch, align=AlignConv(32, GeometricOffsets()))(make_features())
     assert [tuple(x.shape) for x in out.cls_logits] == [(2, 3, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.box_pred] == [(2, coder.num_channels, *s) for s in SIZES]
@@ -90,7 +93,7 @@ def test_towers_are_shared_by_levels_and_the_quality_reads_the_regression_tower(
     for name in ("cls_logits", "box_pred", "quality_logits"):
         first, *others = getattr(same, name)
         assert all(torch.equal(first, x) for x in others)
-    torch.testing.assert_close(same.quality_logits[0], head.quality_pred(head.reg_tower(feature), None))
+    torch.testing.assert_close(same.quality_logits[0], head.quality_pred(None, head.reg_tower(feature), None))
     torch.testing.assert_close(same.cls_logits[0], head.cls_logits(head.cls_tower(feature)))
 
 

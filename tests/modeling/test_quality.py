@@ -6,6 +6,8 @@ from clq.modeling.quality import (
     DistributionGuided,
     DistributionQuality,
     PredictedIoU,
+    ProbabilityMap,
+    TaskAlignment,
     box_iou_matched,
     centerness,
 )
@@ -65,7 +67,7 @@ def test_wrong_settings(alpha, of):
 
 def test_distribution_quality_by_hand():
     """Logits log 1 ... log 5 give probabilities 1/15 ... 5/15: the four largest are 5, 4, 3, 2 fifteenths, mean 3.5."""
-    branch = DistributionQuality(DistributionCoder(4), 32, hidden=3)
+    branch = DistributionQuality(DistributionCoder(4), 32, 32, hidden=3)
     first, _, second = branch
     with torch.no_grad():
         first.weight.zero_()
@@ -75,7 +77,7 @@ def test_distribution_quality_by_hand():
         first.bias.zero_(), second.bias.fill_(0.5)
     pred = torch.zeros(1, 20, 2, 1)
     pred[0, 5:10, 1, 0] = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0]).log()
-    logits = branch(None, pred)
+    logits = branch(None, None, pred)
     assert logits.shape == (1, 1, 2, 1)
     uniform = 3 * 11111  # each of the four, and their mean, is 3/15
     expected = [uniform + 0.5, 5 + 40 + 300 + 2000 + 35000 + 0.5]
@@ -84,9 +86,9 @@ def test_distribution_quality_by_hand():
 
 def test_distribution_quality_learns_through_the_distributions():
     torch.manual_seed(0)
-    branch = DistributionQuality(DistributionCoder(7), 32)
+    branch = DistributionQuality(DistributionCoder(7), 32, 32)
     pred = torch.randn(2, 32, 3, 4, requires_grad=True)
-    branch(None, pred).sum().backward()
+    branch(None, None, pred).sum().backward()
     assert pred.grad.abs().amax(dim=(0, 2, 3)).gt(0).sum() > 16  # not detached: sharpening a side raises its quality
     assert (DistributionGuided.joint, DistributionGuided.alpha, DistributionGuided.target) == (True, 1.0, None)
 
@@ -94,4 +96,14 @@ def test_distribution_quality_learns_through_the_distributions():
 @pytest.mark.parametrize("coder, why", [(DeltaCoder(), "box coding distribution"), (DistributionCoder(2), "3 bins")])
 def test_distribution_quality_needs_distributions(coder, why):
     with pytest.raises(ValueError, match=why):
-        DistributionQuality(coder, 32)
+        DistributionQuality(coder, 32, 32)
+
+
+def test_the_probability_map_reads_all_layers_and_starts_at_the_prior():
+    torch.manual_seed(0)
+    quality = TaskAlignment(0.2)
+    assert (quality.joint, quality.alpha, quality.cls_alpha, quality.target) == (True, 0.5, 0.5, None)
+    branch = quality.branch(DeltaCoder(), 96, 32)
+    assert isinstance(branch, ProbabilityMap)
+    out = branch(torch.randn(2, 96, 3, 4), None, None)
+    torch.testing.assert_close(out.sigmoid(), torch.full((2, 1, 3, 4), 0.2), atol=0.01, rtol=0)

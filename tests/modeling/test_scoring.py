@@ -11,27 +11,30 @@ LOGITS = [-120, -95, -60, -30, -20.5, -16, -9, -4, -1, -0.1, 0, 0.3, 2, 5, 9, 14
 ALPHAS = (0.3, 1.0, 2.0)
 
 
-def exact(c, q, alpha, target):
+def exact(c, q, alpha, target, cls_alpha=1):
     """log p, log(1 - p) and the gradient (d/dc, d/dq) of QFL (beta 2) towards ``target``, for float logits."""
     with localcontext() as context:
         context.prec = 120
         c, q, alpha, y = Decimal(c), Decimal(q), Decimal(alpha), Decimal(target)
         not_cls, not_quality = 1 / (1 + c.exp()), 1 / (1 + q.exp())
-        p = (1 - not_cls) * (1 - not_quality) ** alpha
+        cls_alpha = Decimal(cls_alpha)
+        p = (1 - not_cls) ** cls_alpha * (1 - not_quality) ** alpha
         bce = -(y * p.ln() + (1 - y) * (1 - p).ln())
         by_p = 2 * (p - y) * bce + (p - y) ** 2 * ((1 - y) / (1 - p) - y / p)
-        return [float(x) for x in (p.ln(), (1 - p).ln(), by_p * p * not_cls, by_p * p * alpha * not_quality)]
+        return [
+            float(x) for x in (p.ln(), (1 - p).ln(), by_p * p * cls_alpha * not_cls, by_p * p * alpha * not_quality)
+        ]
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(("alpha", "cls_alpha"), [*((alpha, 1.0) for alpha in ALPHAS), (0.5, 0.5), (1.0, 2.0)])
 @pytest.mark.parametrize("target", [0.0, 0.7, 1.0])
-def test_values_and_loss_gradients_are_exact_to_float32(alpha, target):
+def test_values_and_loss_gradients_are_exact_to_float32(alpha, cls_alpha, target):
     c, q = (x.reshape(-1, 1).requires_grad_() for x in torch.meshgrid(*[torch.tensor(LOGITS)] * 2, indexing="ij"))
-    score = joint_score(c, q, alpha)
+    score = joint_score(c, q, alpha, cls_alpha)
     quality_focal_loss(score, torch.full_like(score.log_p, target)).sum().backward()
     ours = torch.cat((*score, c.grad, q.grad), 1).detach().double()
     pairs = zip(c.flatten().tolist(), q.flatten().tolist(), strict=True)
-    expected = torch.tensor([exact(*pair, alpha, target) for pair in pairs], dtype=torch.float64)
+    expected = torch.tensor([exact(*pair, alpha, target, cls_alpha) for pair in pairs], dtype=torch.float64)
     torch.testing.assert_close(ours[:, :2], expected[:, :2], rtol=5e-7, atol=2e-7)
     assert (ours[:, 2:] - expected[:, 2:]).abs().max() <= 4e-7  # of gradients up to 1: a few float32 roundings
 
@@ -107,6 +110,8 @@ def test_without_quality_it_is_the_class_probability():
 def test_alpha_must_be_positive(alpha):
     with pytest.raises(ValueError, match="alpha must be positive"):
         joint_score(torch.zeros(1, 1), torch.zeros(1, 1), alpha)
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        joint_score(torch.zeros(1, 1), None, cls_alpha=alpha)
 
 
 def test_rules_of_atss_and_clq():
@@ -117,6 +122,7 @@ def test_rules_of_atss_and_clq():
         return [rule.trained(c, q).log_p.exp().item(), rule.final(c, q).log_p.exp().item()]
 
     assert values(ScoreRule(alpha=1.0, joint=False)) == pytest.approx([0.8, 0.4])  # ATSS: centerness at test only
+    assert values(ScoreRule(0.5, joint=True, cls_alpha=0.5)) == pytest.approx([(0.8 * 0.5) ** 0.5] * 2)  # TOOD
     assert values(ScoreRule(alpha=0.3, joint=True)) == pytest.approx([0.8 * 0.5**0.3] * 2)  # CLQ: the same score
     for rule in (ScoreRule(), ScoreRule(joint=False)):
         assert isinstance(rule.trained(c, None), LogScore)

@@ -23,6 +23,8 @@ ROWS = {
     "clq_learned": ("ablations/clq_learned_align_R_50_FPN_1x", [], {"loss_quality"}),
     "gfl": ("GFL/gfl_R_50_FPN_1x", [], {"loss_dfl"}),
     "vfnet": ("VFNET/vfnet_R_50_FPN_1x", [], {"loss_box_coarse"}),
+    "tood": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 0.0], set()),
+    "tood_warmup": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 1.0], set()),
     "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 

@@ -33,19 +33,28 @@ def _add_model(cfg: CfgNode) -> None:
     c.RELU_BEFORE_P7 = False  # VFNet: P7 from P6 through a ReLU
     c.ANCHOR_SCALE = 8.0  # side of the one square anchor, in strides (ATSS)
     c.ANCHOR_OFFSET = 0.0  # its centre at (i + offset) * stride
+    c.TOWERS = "separate"  # separate | interactive (TOOD: one tower, all of whose layers both sides read)
     c.NUM_CONVS = 4  # depth of each tower
     c.CONV_DIM = 256  # its width
     c.NORM = "GN"  # its normalisation: any name that detectron2.layers.get_norm knows
     c.PRIOR_PROB = 0.01  # class probability at initialisation (RetinaNet's pi)
     c.TOPK = 9  # k, candidates per level and ground truth (ATSS)
 
+    c.ASSIGN = CfgNode()
+    c.ASSIGN.NAME = "atss"  # atss | task (TOOD: by what is predicted, after a part of the training with ATSS)
+    c.ASSIGN.WARMUP = 0.33333  # that part, of SOLVER.MAX_ITER; in it ATSS's losses are used (TOOD: 4 epochs of 12)
+    c.ASSIGN.TASK_TOPK = 13  # k, locations per ground truth
+    c.ASSIGN.TASK_ALPHA = 1.0  # alpha, exponent of the class score in the alignment
+    c.ASSIGN.TASK_BETA = 6.0  # beta, exponent of the IoU
+
     c.BOX = CfgNode()
-    c.BOX.CODING = "delta"  # delta | distance (VFNet) | distribution (GFL)
+    c.BOX.CODING = "delta"  # delta | distance (VFNet) | ltrb (TOOD) | distribution (GFL)
     c.BOX.WEIGHTS = [10.0, 10.0, 5.0, 5.0]  # of (dx, dy, dw, dh) with delta coding
     c.BOX.REG_MAX = 16  # n, last bin of each side's distribution (GFL), in strides
     c.BOX.LOSS_WEIGHT = 1.0  # of GIoU (eq. 5; ATSS and GFL: 2)
     c.BOX.DFL_WEIGHT = 0.25  # of distribution focal loss (GFL's lambda_1)
     # none | centerness (ATSS) | score (GFL: detached maximum class score) | iou (VFNet: of the decoded box)
+    # | alignment (TOOD: of ASSIGN.NAME task)
     c.BOX.WEIGHT_BY = "none"
 
     c.CLS = CfgNode()
@@ -59,6 +68,7 @@ def _add_model(cfg: CfgNode) -> None:
     c.QUALITY = CfgNode()
     # none | centerness (ATSS, multiplied at test only) | iou (LQE: in the score, train and test)
     # | dgqp (GFLv2: from the box's distributions, in the score, train and test)
+    # | task (TOOD: a map whose geometric mean with the class score is the score, train and test)
     c.QUALITY.NAME = "iou"
     c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha; also the exponent of the class target
     c.QUALITY.LOSS_WEIGHT = 1.0  # of the branch's BCE (eq. 1)
@@ -69,7 +79,9 @@ def _add_model(cfg: CfgNode) -> None:
     c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (the same in plain torch)
 
     c.REFINE = CfgNode()
-    c.REFINE.NAME = "none"  # none | star (VFNet: towers and box once more, along the box); needs BOX.CODING distance
+    # none | star (VFNet: towers and box once more, along the box; needs BOX.CODING distance)
+    # | sampling (TOOD: each side of the box read at a learnt place near by; needs BOX.CODING ltrb)
+    c.REFINE.NAME = "none"
     c.REFINE.COARSE_LOSS_WEIGHT = 1.5  # of GIoU on the box before
 
     c.SCORE_THRESH = 0.05  # final score (ATSS: class score) below which nothing is a candidate
@@ -125,6 +137,10 @@ _RANGES = {
     "CONV_DIM": ("at least 1", lambda v: v >= 1),
     "PRIOR_PROB": ("above 0 and below 1", lambda v: 0 < v < 1),
     "TOPK": ("at least 1", lambda v: v >= 1),
+    "ASSIGN.WARMUP": ("within 0 and 1", lambda v: 0 <= v <= 1),
+    "ASSIGN.TASK_TOPK": ("at least 1", lambda v: v >= 1),
+    "ASSIGN.TASK_ALPHA": ("at least 0", lambda v: v >= 0),
+    "ASSIGN.TASK_BETA": ("at least 0", lambda v: v >= 0),
     "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
     "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
     "BOX.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),

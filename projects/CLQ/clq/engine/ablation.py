@@ -22,7 +22,7 @@ from clq.evaluation.metrics import METRICS
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
-CELLS = "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
+CELLS = "TOWERS", "ASSIGN", "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
 SETTINGS, DONE = "settings.json", "done"
 
 
@@ -64,12 +64,8 @@ def parse_row(text: str) -> Row:
 def row_cells(config_file: str) -> list[str]:
     """KEY, VALUE, ... of all cells of a row's config."""
     row = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL.CLQ
-    return [
-        word
-        for group in CELLS
-        for key, value in row[group].items()
-        for word in (f"MODEL.CLQ.{group}.{key}", str(value))
-    ]
+    cells = CfgNode({name: row[name] for name in CELLS})
+    return [word for key, value in _flat(cells, "MODEL.CLQ.").items() for word in (key, str(value))]
 
 
 def differences(configs: Mapping[str, CfgNode]) -> dict[str, list[str]]:

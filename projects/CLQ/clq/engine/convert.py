@@ -13,7 +13,7 @@ from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# MMDetection's names in the heads of ATSS, GFL, GFLv2 and VFNet and in the FPN -> ours. Scales are joined afterwards.
+# MMDetection's names in the heads of ATSS, GFL, GFLv2, VFNet and TOOD and in the FPN -> ours. Scales are joined later.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),
@@ -27,6 +27,15 @@ _HEAD = (
     (r"vfnet_reg\.(\w+)", r"box_pred.1.\1"),
     (r"vfnet_(cls|reg)(?:_refine)?_dconv\.weight", r"refine.\1_align.conv.weight"),
     (r"vfnet_reg_refine\.(\w+)", r"refine.box_pred.\1"),
+    (r"inter_convs\.(\d+)\.conv\.(\w+)", r"shared.\1.\2"),
+    (r"inter_convs\.(\d+)\.gn\.(\w+)", r"shared.\1.norm.\2"),
+    (r"(cls|reg)_decomp\.layer_attention\.(\d)\.(\w+)", r"\1_tower.attention.\2.\3"),
+    (r"(cls|reg)_decomp\.reduction_conv\.conv\.(\w+)", r"\1_tower.reduce.\2"),
+    (r"(cls|reg)_decomp\.reduction_conv\.gn\.(\w+)", r"\1_tower.reduce.norm.\2"),
+    (r"tood_cls\.(\w+)", r"cls_logits.\1"),
+    (r"tood_reg\.(\w+)", r"box_pred.\1"),
+    (r"cls_prob_module\.(\d)\.(\w+)", r"quality_pred.\1.\2"),
+    (r"reg_offset_module\.(\d)\.(\w+)", r"refine.offsets.\1.\2"),
     (r"scales\.(\d+)\.scale", r"scales.\1"),
     (r"scales_refine\.(\d+)\.scale", r"refine.scales.\1"),
 )
@@ -41,6 +50,7 @@ _GFLV2 = "configs/GFLV2/gflv2_R_50_FPN_1x.yaml"
 _ROWS = {
     "configs/ATSS/atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
     "configs/VFNET/vfnet_R_50_FPN_1x.yaml": ("vfnet_cls vfnet_reg_refine scales_refine", ""),
+    "configs/TOOD/tood_R_50_FPN_1x.yaml": ("tood_cls tood_reg inter_convs reg_offset_module", ""),
     "configs/GFL/gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
     _GFLV2: ("gfl_cls gfl_reg reg_conf", ""),
 }
@@ -48,7 +58,7 @@ _COCO = 80  # classes
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MMDetection's ATSS, GFL, GFLv2 or VFNet weights under this project's names, of any width and number of classes.
+    """MMDetection's ATSS, GFL, GFLv2, VFNet or TOOD weights under this project's names, whatever width and classes.
 
     Args:
         state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole
@@ -125,7 +135,7 @@ def _row_of(path: str, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> st
         if layers >= set(needed.split()) and not layers & set(absent.split()):
             return config
     has = f"its head has {', '.join(sorted(layers))}" if layers else "it has no bbox_head"
-    raise UserError(f"{path}: no ATSS, GFL, GFLv2 or VFNet of MMDetection ({has}).")
+    raise UserError(f"{path}: no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection ({has}).")
 
 
 def _num_classes(checkpoint: Mapping) -> int:

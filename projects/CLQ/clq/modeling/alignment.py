@@ -164,32 +164,3 @@ BACKENDS = {
     "grid_sample": deform_conv2d_grid_sample,
     "gather": deform_conv2d_gather,
 }
-
-
-class StarRefinement(nn.Module):
-    """VFNet's second stage: both towers' outputs aligned with the box, and a factor on each of its distances.
-
-    Args:
-        channels: of the towers.
-        num_levels: each has its own scale of the refinement.
-        backend: as of :class:`AlignConv`.
-    """
-
-    def __init__(self, channels: int, num_levels: int, backend: str = "auto"):
-        super().__init__()
-        self.cls_align = AlignConv(channels, StarOffsets(), backend)
-        self.reg_align = AlignConv(channels, StarOffsets(), backend)
-        self.box_pred = Conv2d(channels, 4, 3, padding=1)
-        self.scales = nn.Parameter(torch.ones(num_levels))
-
-    def forward(self, level: int, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """The aligned class feature (N, C, H, W), and the refined log distances (N, 4, H, W).
-
-        Args:
-            level: index of the level.
-            cls, reg: (N, C, H, W) outputs of the towers.
-            box_pred: (N, 4, H, W) log distances; refined, they have no gradient into these.
-            boxes: (N, 4, H, W) what they decode to, XYXY in stride units relative to each location.
-        """
-        refinement = self.box_pred(self.reg_align(reg, boxes)).float() * self.scales[level]
-        return self.cls_align(cls, boxes), box_pred.detach() + refinement

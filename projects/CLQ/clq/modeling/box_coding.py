@@ -23,7 +23,19 @@ def unit_anchor(anchor_scale: float, device: torch.device | None = None) -> Tens
     return torch.tensor([-half, -half, half, half], device=device)
 
 
-class DeltaCoder:
+class BoxCoder:
+    """What coders share: the defaults of the two steps that few of them have."""
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """The prediction from the output of the head's convolution, before the level's scale."""
+        return raw
+
+    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """Losses (P,) of P positives by name, beside that of the decoded box; none."""
+        return {}
+
+
+class DeltaCoder(BoxCoder):
     """R-CNN's deltas: shift of the centre over the anchor's size, and log ratio of the sizes, each times a weight.
 
     ``encode`` and ``decode`` are inverse to each other for boxes of positive size within a factor 62.5 of the anchor.
@@ -55,12 +67,8 @@ class DeltaCoder:
         deltas = torch.cat(((center - anchor_center) / anchor_size, (size / anchor_size).log()), -1)
         return deltas * deltas.new_tensor(self.weights)
 
-    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Deltas are trained through the decoded box alone."""
-        return {}
 
-
-class DistanceCoder:
+class DistanceCoder(BoxCoder):
     """VFNet's distances: each side lies exp(x) anchor sizes from the anchor's centre; of any sign, so always a box.
 
     ``encode`` and ``decode`` are inverse to each other for boxes around the anchor's centre.
@@ -79,12 +87,29 @@ class DistanceCoder:
         center, size = _center_size(anchors)
         return torch.cat(((center - boxes[..., :2]) / size, (boxes[..., 2:] - center) / size), -1).log()
 
-    def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Distances are trained through the decoded box alone."""
-        return {}
+
+class LTRBCoder(BoxCoder):
+    """TOOD's distances: each side lies x strides from the anchor's centre, where x may be negative after a refinement.
+
+    ``encode`` and ``decode`` are inverse to each other.
+    """
+
+    num_channels = 4
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """Positive distances in strides, at most the 62.5 sizes of an anchor of 8 strides."""
+        return at_least_float32(raw).clamp(max=_MAX_LOG_RATIO + math.log(8.0)).exp()
+
+    def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Boxes (..., 4) XYXY in the units of ``anchors``, from distances ltrb (..., 4) and strides (...)."""
+        return _boxes_around(anchors, at_least_float32(pred), strides)
+
+    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Distances ltrb (..., 4) in strides that decode to ``boxes`` (..., 4)."""
+        return _ltrb(boxes, anchors, strides)
 
 
-class DistributionCoder:
+class DistributionCoder(BoxCoder):
     """GFL's general distribution: each side's distance from the anchor's centre is the mean of a softmax over bins.
 
     Args:
@@ -104,16 +129,11 @@ class DistributionCoder:
         probabilities = self.probabilities(pred)
         bins = torch.arange(self.reg_max + 1, device=pred.device, dtype=probabilities.dtype)
         # No matrix product: autocast would take it to half precision.
-        ltrb = (probabilities * bins).sum(-1) * torch.as_tensor(strides, device=pred.device).unsqueeze(-1)
-        center, _ = _center_size(anchors)
-        return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
+        return _boxes_around(anchors, (probabilities * bins).sum(-1), strides)
 
     def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
         """Distances ltrb (..., 4) in strides, clamped to [0, n - 0.1] so that both neighbouring bins exist."""
-        center, _ = _center_size(anchors)
-        ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1)
-        ltrb = ltrb / torch.as_tensor(strides, device=boxes.device).unsqueeze(-1)
-        return ltrb.clamp(0, self.reg_max - 0.1)
+        return _ltrb(boxes, anchors, strides).clamp(0, self.reg_max - 0.1)
 
     def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
         """``loss_dfl`` (P,): distribution focal loss, averaged over the four sides, for P positives."""
@@ -126,3 +146,17 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Centre (..., 2) and size (..., 2) of XYXY boxes (..., 4)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return (top_left + bottom_right) * 0.5, bottom_right - top_left
+
+
+def _boxes_around(anchors: Tensor, ltrb: Tensor, strides: Tensor | float) -> Tensor:
+    """Boxes (..., 4) whose sides lie ``ltrb`` (..., 4) strides from the anchors' centres."""
+    ltrb = ltrb * torch.as_tensor(strides, device=ltrb.device).unsqueeze(-1)
+    center, _ = _center_size(anchors)
+    return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
+
+
+def _ltrb(boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+    """Inverse of :func:`_boxes_around`."""
+    center, _ = _center_size(anchors)
+    ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1)
+    return ltrb / torch.as_tensor(strides, device=boxes.device).unsqueeze(-1)

@@ -24,7 +24,9 @@ class Targets(NamedTuple):
         gt_boxes: (P, 4) XYXY pixels of their ground truths.
         gt_classes: (P,) int64.
         valid: (N, R) bool, False on the padding of the batch, which takes no part in any loss.
-        num_pos: scalar float32, the sum over images of max(positives, 1), on this rank.
+        num_pos: scalar float32, what the class and quality losses of this rank are divided by: the sum over images of
+            max(positives, 1), or the sum of the alignments.
+        alignment: (P,) in [0, 1], how well each positive serves both tasks (TOOD), where the matcher says so.
     """
 
     image: Tensor
@@ -33,39 +35,47 @@ class Targets(NamedTuple):
     gt_classes: Tensor
     valid: Tensor
     num_pos: Tensor
+    alignment: Tensor | None = None
 
 
-def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """(P,) ATSS: centerness of each positive's anchor (P, 4) in its ground truth (P, 4)."""
-    return centerness(anchors, gt_boxes)
+def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
+    """(P,) ATSS: centerness of each positive's anchor (P, 4) in its ground truth."""
+    return centerness(anchors, targets.gt_boxes)
 
 
-def weigh_by_iou(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """(P,) VFNet: IoU of each positive's decoded box (P, 4) with its ground truth (P, 4), without gradient."""
-    return box_iou_matched(boxes, gt_boxes).clamp(min=1e-6)
+def weigh_by_iou(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
+    """(P,) VFNet: IoU of each positive's decoded box (P, 4) with its ground truth, without gradient."""
+    return box_iou_matched(boxes, targets.gt_boxes).clamp(min=1e-6)
 
 
-def weigh_by_score(score: LogScore, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+def weigh_by_score(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
     """(P,) GFL: the largest score over the classes, without gradient, from the score (P, K) that is trained."""
     return score.log_p.detach().amax(dim=1).exp()
+
+
+def weigh_by_alignment(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
+    """(P,) TOOD: what the task-aligned matcher gave each positive."""
+    return targets.alignment
 
 
 class DetectionLoss:
     r"""Class loss on the final score, GIoU on the decoded box, and the quality branch's binary cross entropy.
 
-    Class and quality losses are divided by the number of positives; the box losses by the same, or, where positives are
-    weighted, by the sum of the weights. Normalisers are averaged over ranks and at least 1. The keys of the losses do
-    not depend on the batch, and a batch without objects gives every prediction a gradient of zero.
+    Class and quality losses are divided by the number of positives (TOOD: by the sum of their alignments); the box
+    losses by the same, or, where positives are weighted, by the sum of the weights. Normalisers are averaged over ranks
+    and at least 1. The keys of the losses do not depend on the batch, and a batch without objects gives every
+    prediction a gradient of zero.
 
     Args:
         score: which score is trained.
         coder: decodes boxes; may add its own loss (``loss_dfl``).
         class_loss: elementwise loss of (LogScore, target), both (N, R, K).
-        soft_target: a positive's class target is :math:`\mathrm{IoU}^\alpha` of its decoded box (no gradient), else 1.
+        soft_target: a positive's class target is its alignment, or else :math:`\mathrm{IoU}^\alpha` of its decoded box
+            (no gradient); False: 1.
         quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
             XYXY pixels; None for nothing of its own.
-        box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, ground truth);
-            None: 1.
+        box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, the
+            targets); None: 1.
         box_loss_weight: of GIoU.
         coarse_loss_weight: of GIoU on the boxes before their refinement, where there is one.
         coder_loss_weight: of the coder's own loss.
@@ -80,7 +90,7 @@ class DetectionLoss:
         *,
         soft_target: bool,
         quality_target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-        box_weight: Callable[[LogScore, Tensor, Tensor, Tensor], Tensor] | None = None,
+        box_weight: Callable[[LogScore, Tensor, Tensor, Targets], Tensor] | None = None,
         box_loss_weight: float = 1.0,
         coarse_loss_weight: float = 1.5,
         coder_loss_weight: float = 0.25,
@@ -110,7 +120,7 @@ class DetectionLoss:
         pos = targets.image, targets.location
         anchors, strides, box_pred = anchors[targets.location], strides[targets.location], box_pred[pos]
         boxes = self.coder.decode(box_pred, anchors, strides)
-        num_pos = mean_over_ranks(targets.num_pos)
+        num_pos = mean_over_ranks(targets.num_pos).clamp(min=1.0)
 
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
@@ -119,12 +129,12 @@ class DetectionLoss:
         box_losses = {"loss_box": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
         for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
             box_losses[name] = loss * self.coder_loss_weight
-        losses.update(self._weighted(box_losses, score, boxes, anchors, targets.gt_boxes, num_pos))
+        losses.update(self._weighted(box_losses, score, boxes, anchors, targets, num_pos))
         if coarse_box_pred is not None:
             coarse = self.coder.decode(coarse_box_pred[pos], anchors, strides)
             giou_loss = generalized_box_iou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight
             coarse_losses = {"loss_box_coarse": giou_loss}
-            losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets.gt_boxes, num_pos))
+            losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets, num_pos))
 
         if self.quality_target is not None:
             quality_logits = quality_logits[pos].squeeze(-1).float()
@@ -133,17 +143,20 @@ class DetectionLoss:
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
         return losses
 
-    def _weighted(self, losses, score, boxes, anchors, gt_boxes, num_pos) -> dict[str, Tensor]:
+    def _weighted(self, losses, score, boxes, anchors, targets, num_pos) -> dict[str, Tensor]:
         """Sums of the losses (P,) of positives, weighted, over the sum of the weights or the number of positives."""
         if self.box_weight is None:
             return {name: loss.sum() / num_pos for name, loss in losses.items()}
-        weight = self.box_weight(score, boxes, anchors, gt_boxes)
+        weight = self.box_weight(score, boxes, anchors, targets)
         norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
         return {name: (loss * weight).sum() / norm for name, loss in losses.items()}
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)
-        value = box_iou_matched(boxes, targets.gt_boxes) ** self.score.alpha if self.soft_target else 1.0
+        value = 1.0
+        if self.soft_target:
+            iou = box_iou_matched(boxes, targets.gt_boxes)
+            value = iou**self.score.alpha if targets.alignment is None else targets.alignment
         target[targets.image, targets.location, targets.gt_classes] = value
         return (self.class_loss(score, target) * targets.valid.unsqueeze(-1)).sum()
 

@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clq.config import check_ranges
@@ -17,13 +18,14 @@ from clq.modeling.criterion import DetectionLoss, Targets
 from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
-from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, pyramid_shapes
+from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, build_task_aligned, pyramid_shapes
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.task_aligned import TaskAlignedPhase
 
 
 @META_ARCH_REGISTRY.register()
 class CLQ(DenseDetector):
-    """One-stage detector; CLQ, ATSS, GFL, GFLv2, VFNet and their ablations differ in the arguments alone.
+    """One-stage detector; CLQ, ATSS, GFL, GFLv2, VFNet, TOOD and their ablations differ in the arguments alone.
 
     Args:
         backbone: with FPN; must follow Detectron2's backbone interface.
@@ -33,6 +35,7 @@ class CLQ(DenseDetector):
         matcher: from grids and ground truths to matched indices (:class:`~clq.modeling.matcher.ATSSMatcher`).
         loss: from predictions and targets to the dict of losses.
         selector: from predictions of one image to its detections.
+        task_aligned: what takes the place of matcher and loss from some iteration on, or None.
         pixel_mean, pixel_std: see :class:`DenseDetector`.
     """
 
@@ -47,6 +50,7 @@ class CLQ(DenseDetector):
         matcher: ATSSMatcher,
         loss: DetectionLoss,
         selector: DetectionSelector,
+        task_aligned: TaskAlignedPhase | None = None,
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
@@ -56,6 +60,7 @@ class CLQ(DenseDetector):
         self.matcher = matcher
         self.loss = loss
         self.selector = selector
+        self.task_aligned = task_aligned
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -71,7 +76,7 @@ class CLQ(DenseDetector):
         shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
         coder, quality = build_coder(cfg), build_quality(cfg)
-        score = ScoreRule(quality.alpha, quality.joint) if quality else ScoreRule()
+        score = ScoreRule(quality.alpha, quality.joint, quality.cls_alpha) if quality else ScoreRule()
         sizes = [[c.ANCHOR_SCALE * stride] for stride in strides]
         limits = c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH, cfg.TEST.DETECTIONS_PER_IMAGE
         return {
@@ -84,6 +89,7 @@ class CLQ(DenseDetector):
             "matcher": ATSSMatcher(c.TOPK, c.ANCHOR_SCALE, c.ANCHOR_OFFSET),
             "loss": build_loss(cfg, coder, quality, score),
             "selector": DetectionSelector(score, coder, *limits),
+            "task_aligned": build_task_aligned(cfg, coder, quality, score),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -95,26 +101,26 @@ class CLQ(DenseDetector):
         anchors = Boxes.cat(self.anchor_generator(features)).tensor
         grid_sizes = [tuple(f.shape[-2:]) for f in features]
         strides = torch.cat([anchors.new_full((h * w,), s) for (h, w), s in zip(grid_sizes, self.strides, strict=True)])
-        targets = self._assign(images, grid_sizes, gt_instances)
-        return self.loss(predictions.flatten(), targets, anchors, strides)
-
-    @torch.no_grad()
-    def _assign(self, images: ImageList, grid_sizes: list[tuple[int, int]], gt_instances: list[Instances]) -> Targets:
-        """Matches every image to the part of the batch's grids that it covers itself."""
         valid_sizes = self._valid_sizes(images.image_sizes, grid_sizes)
+        valid = _covered(grid_sizes, valid_sizes.to(images.device))
+        predictions = predictions.flatten()
         gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
+        gt_classes = [x.gt_classes for x in gt_instances]
+        if self._is_task_aligned():
+            with torch.no_grad():
+                log_scores = self.loss.score.trained(predictions.cls_logits, predictions.quality_logits).log_p
+                boxes = self.loss.coder.decode(predictions.box_pred, anchors, strides)
+            matched = self.task_aligned.matcher(log_scores, boxes, anchors, valid, gt_boxes, gt_classes)
+            return self.task_aligned.loss(
+                predictions, _targets(*matched, gt_boxes, gt_classes, valid), anchors, strides
+            )
         matched_idxs, _ = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)
-        image, location = (matched_idxs >= 0).nonzero(as_tuple=True)
-        first = torch.tensor([0] + [len(b) for b in gt_boxes[:-1]], device=image.device).cumsum(0)
-        index = matched_idxs[image, location] + first[image]
-        return Targets(
-            image=image,
-            location=location,
-            gt_boxes=torch.cat(gt_boxes)[index],
-            gt_classes=torch.cat([x.gt_classes for x in gt_instances])[index],
-            valid=_covered(grid_sizes, valid_sizes.to(image.device)),
-            num_pos=(matched_idxs >= 0).sum(dim=1).clamp(min=1).sum().float(),
-        )
+        return self.loss(predictions, _targets(matched_idxs, None, gt_boxes, gt_classes, valid), anchors, strides)
+
+    def _is_task_aligned(self) -> bool:
+        # The trainer's own count of iterations: it is right after a resume, and no hook has to tell the model.
+        phase = self.task_aligned
+        return phase is not None and (phase.start == 0 or get_event_storage().iter >= phase.start)
 
     def _valid_sizes(self, image_sizes: list[tuple[int, int]], grid_sizes: list[tuple[int, int]]) -> Tensor:
         """(N, L, 2) rows and columns of each level within the image's own size rounded up to the backbone's padding."""
@@ -130,6 +136,26 @@ class CLQ(DenseDetector):
             self.selector(predictions.of_image(i), anchors, self.strides, size)
             for i, size in enumerate(images.image_sizes)
         ]
+
+
+@torch.no_grad()
+def _targets(
+    matched_idxs: Tensor, alignment: Tensor | None, gt_boxes: list[Tensor], gt_classes: list[Tensor], valid: Tensor
+) -> Targets:
+    """Targets of a batch from its matches (N, R) and, if these are task-aligned, alignments (N, R)."""
+    positive = matched_idxs >= 0
+    image, location = positive.nonzero(as_tuple=True)
+    first = torch.tensor([0] + [len(b) for b in gt_boxes[:-1]], device=image.device).cumsum(0)
+    index = matched_idxs[image, location] + first[image]
+    return Targets(
+        image=image,
+        location=location,
+        gt_boxes=torch.cat(gt_boxes)[index],
+        gt_classes=torch.cat(gt_classes)[index],
+        valid=valid,
+        num_pos=positive.sum(dim=1).clamp(min=1).sum().float() if alignment is None else alignment.sum(),
+        alignment=None if alignment is None else alignment[image, location],
+    )
 
 
 def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:

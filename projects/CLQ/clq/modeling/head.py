@@ -4,10 +4,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from clq.modeling.box_coding import unit_anchor
+from clq.modeling.towers import Towers, convolutions
 
 
 class Predictions(NamedTuple):
@@ -17,7 +18,7 @@ class Predictions(NamedTuple):
         cls_logits: K channels.
         box_pred: the coder's channels, the level's scale applied.
         quality_logits: 1 channel; an empty list / None without a quality branch.
-        coarse_box_pred: like ``box_pred``, before its refinement; an empty list / None without one.
+        coarse_box_pred: like ``box_pred``, before its refinement; an empty list / None where it has no loss.
     """
 
     cls_logits: list[Tensor] | Tensor
@@ -39,56 +40,53 @@ def _join_levels(per_level: list[Tensor]) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """Classification and regression towers with their output convolutions.
+    """Towers with their output convolutions.
 
-    FPN feature -> regression tower -> box prediction (times a learnable scale per level) and quality logit.
-    FPN feature -> alignment with the regressed box, if any -> classification tower -> class logits.
-    With a refinement, both towers' outputs and the box prediction go through it first.
+    FPN feature -> towers' input -> regression tower -> box prediction (times a learnable scale per level).
+    Towers' input -> alignment with the regressed box, if any -> classification tower -> class logits.
+    With a refinement, both towers' outputs and the box prediction go through it first. All of it -> quality logit.
 
     Args:
-        in_channels: of the FPN.
+        towers: both sides up to their outputs, and what they share.
         num_levels: levels of the FPN; each has its own scale of the box prediction.
         num_classes: K.
         coder: box coder; gives the number of box channels and decodes the boxes that alignment follows.
         anchor_scale: side of the anchors in strides.
-        num_convs, conv_dim, norm: depth, width and normalisation of the towers ("GN" or detectron2's get_norm's names).
         prior_prob: class probability at initialisation.
-        quality: module from the regression tower's output (N, conv_dim, H, W; without a tower in_channels) and the box
-            prediction (N, C, H, W) to the quality's logits (N, 1, H, W); None for no such branch.
-        align: module from feature (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each location,
-            to the classification tower's input; None for the feature itself. No gradient flows into the boxes.
-        refine: :class:`~clq.modeling.alignment.StarRefinement` or the like, or None; the first box prediction then has
-            a convolution of its own after the tower.
+        quality: module for the quality's logits, see :mod:`clq.modeling.quality`; None for no such branch.
+        align: module from the towers' input (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each
+            location, to the classification tower's input; None for the feature itself. No gradient flows into the
+            boxes.
+        refine: see :mod:`clq.modeling.refinement`; None for no second look.
+        box_norm: the first box prediction has one more convolution after the tower, with this normalisation (VFNet);
+            None: it has not.
     """
 
     def __init__(
         self,
         *,
-        in_channels: int,
+        towers: Towers,
         num_levels: int,
         num_classes: int,
         coder,
         anchor_scale: float = 8.0,
-        num_convs: int = 4,
-        conv_dim: int = 256,
-        norm: str = "GN",
         prior_prob: float = 0.01,
         quality: nn.Module | None = None,
         align: nn.Module | None = None,
         refine: nn.Module | None = None,
+        box_norm: str | None = None,
     ):
         super().__init__()
         self.coder = coder
         self.anchor_scale = anchor_scale
+        self.shared, self.cls_tower, self.reg_tower = towers[:3]
         self.align = align
         self.refine = refine
-        self.cls_tower = _tower(in_channels, conv_dim, num_convs, norm)
-        self.reg_tower = _tower(in_channels, conv_dim, num_convs, norm)
-        out_channels = conv_dim if num_convs else in_channels
-        self.cls_logits = Conv2d(out_channels, num_classes, 3, padding=1)
-        self.box_pred = Conv2d(out_channels, coder.num_channels, 3, padding=1)
-        if refine is not None:
-            self.box_pred = nn.Sequential(_tower(out_channels, out_channels, 1, norm), self.box_pred)
+        channels = towers.out_channels
+        self.cls_logits = Conv2d(channels, num_classes, 3, padding=1)
+        self.box_pred = Conv2d(channels, coder.num_channels, 3, padding=1)
+        if box_norm is not None:
+            self.box_pred = nn.Sequential(convolutions(channels, channels, 1, box_norm), self.box_pred)
         self.quality_pred = quality
         self.scales = nn.Parameter(torch.ones(num_levels))
         for module in self.modules():
@@ -102,56 +100,23 @@ class DenseHead(nn.Module):
         """Lists over levels: class logits (N, K, H, W), box predictions (N, C, H, W), quality logits (N, 1, H, W)."""
         out = Predictions([], [], [], [])
         for level, feature in enumerate(features):
+            feature = self.shared(feature)
             reg = self.reg_tower(feature)
             # Boxes are float32 from here on, as the losses on them: half a pixel matters.
-            box_pred = self.box_pred(reg).float() * self.scales[level]
+            box_pred = self.coder.activate(self.box_pred(reg).float()) * self.scales[level]
             aligned = feature if self.align is None else self.align(feature, self._relative_boxes(box_pred.detach()))
             cls = self.cls_tower(aligned)
             if self.refine is not None:
-                out.coarse_box_pred.append(box_pred)
-                cls, box_pred = self.refine(level, cls, reg, box_pred, self._relative_boxes(box_pred))
+                if self.refine.trains_coarse:
+                    out.coarse_box_pred.append(box_pred)
+                cls, box_pred = self.refine(level, feature, cls, reg, box_pred, self._relative_boxes(box_pred))
             out.cls_logits.append(self.cls_logits(cls))
             out.box_pred.append(box_pred)
             if self.quality_pred is not None:
-                out.quality_logits.append(self.quality_pred(reg, box_pred))
+                out.quality_logits.append(self.quality_pred(feature, reg, box_pred))
         return out
 
     def _relative_boxes(self, box_pred: Tensor) -> Tensor:
         """(N, 4, H, W) XYXY boxes in stride units relative to their locations, from box predictions (N, C, H, W)."""
         anchor = unit_anchor(self.anchor_scale, box_pred.device)
         return self.coder.decode(box_pred.permute(0, 2, 3, 1), anchor, 1.0).permute(0, 3, 1, 2)
-
-
-class _GroupNorm(nn.GroupNorm):
-    """torch's, without its refusal of one value per group: a 1x1 level of a narrow head is ordinary input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def _norm(name: str, channels: int) -> nn.Module | None:
-    if name == "GN":
-        if channels % 32:
-            raise ValueError(f"GN has 32 groups, into which {channels} channels do not divide")
-        return _GroupNorm(32, channels)
-    try:
-        return get_norm(name, channels)
-    except KeyError:
-        raise ValueError(f"{name} is no normalisation that detectron2.layers.get_norm knows") from None
-
-
-def _tower(in_channels: int, channels: int, depth: int, norm: str) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            Conv2d(
-                in_channels if i == 0 else channels,
-                channels,
-                3,
-                padding=1,
-                bias=not norm,
-                norm=_norm(norm, channels),
-                activation=nn.functional.relu,
-            )
-            for i in range(depth)
-        )
-    )

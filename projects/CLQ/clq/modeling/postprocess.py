@@ -56,9 +56,10 @@ class DetectionSelector:
         return found[keep[: self.max_detections]]
 
     def _candidates(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
-        # No quality raises a score above the class score, so its logit alone rules out almost everything, at the cost
-        # of one comparison. The margin (lost in half precision) leaves the verdict on the borderline to the exact one.
-        thresh = max(self.score_thresh, torch.finfo(torch.float32).tiny)
+        # No quality raises a score above the class score (to its power), so that logit alone rules out almost
+        # everything, at the cost of one comparison. The margin (lost in half precision) leaves the verdict on the
+        # borderline to the exact one.
+        thresh = max(self.score_thresh, torch.finfo(torch.float32).tiny) ** (1 / self.score.cls_alpha)
         location, label = (cls_logits.float() > math.log(thresh / (1 - thresh)) - 1e-3).nonzero(as_tuple=True)
         logits = cls_logits[location, label].unsqueeze(-1)
         quality = None if quality_logits is None else quality_logits[location]

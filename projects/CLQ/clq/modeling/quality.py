@@ -2,15 +2,21 @@
 
 A kind of quality is a class with these attributes:
 
-* ``joint``, ``alpha``: see :class:`~clq.modeling.scoring.ScoreRule`;
-* ``branch``: class of its module in the head, made from the box coder and the tower's channels;
+* ``joint``, ``alpha``, ``cls_alpha``: see :class:`~clq.modeling.scoring.ScoreRule`;
+* ``branch``: makes its module in the head from the box coder and the channels of the towers' input and output; the
+  module goes from these two, (N, ., H, W) each, and the box prediction to the logits (N, 1, H, W);
 * ``target``: what the branch learns by binary cross entropy, or None where the score's loss alone teaches it.
 """
+
+import math
+from functools import partial
 
 import torch
 from detectron2.layers import Conv2d
 from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor, nn
+
+from clq.modeling.towers import small_conv
 
 
 def box_iou_matched(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -37,14 +43,14 @@ class TowerQuality(Conv2d):
     """Quality logit from the regression tower, by one 3x3 convolution.
 
     Args:
-        coder: unused; see :class:`DistributionQuality`.
+        coder, in_channels: unused; see the other branches.
         channels: of the tower.
     """
 
-    def __init__(self, coder, channels: int):
+    def __init__(self, coder, in_channels: int, channels: int):
         super().__init__(channels, 1, 3, padding=1)
 
-    def forward(self, tower: Tensor, box_pred: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
         """(N, 1, H, W) logits from the tower's output (N, channels, H, W)."""
         return super().forward(tower)
 
@@ -57,7 +63,7 @@ class DistributionQuality(nn.Sequential):
 
     Args:
         coder: with ``probabilities``, as :class:`~clq.modeling.box_coding.DistributionCoder`.
-        channels: of the tower, which this branch does without.
+        in_channels, channels: of the tower, which this branch does without.
         topk: k.
         hidden: channels between the two convolutions.
 
@@ -65,7 +71,7 @@ class DistributionQuality(nn.Sequential):
         ValueError: the coder predicts no distributions, or distributions of fewer than k bins.
     """
 
-    def __init__(self, coder, channels: int, *, topk: int = 4, hidden: int = 64):
+    def __init__(self, coder, in_channels: int, channels: int, *, topk: int = 4, hidden: int = 64):
         if not hasattr(coder, "probabilities"):
             raise ValueError("the quality comes from distributions, which box coding distribution alone has")
         if coder.reg_max + 1 < topk:
@@ -74,11 +80,30 @@ class DistributionQuality(nn.Sequential):
         self.coder = coder
         self.topk = topk
 
-    def forward(self, tower: Tensor, box_pred: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
         """(N, 1, H, W) logits from the box prediction (N, 4 (n + 1), H, W), with gradient into it."""
         largest = self.coder.probabilities(box_pred.permute(0, 2, 3, 1)).topk(self.topk, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1)  # (N, H, W, 4, k + 1)
         return super().forward(statistics.flatten(3).permute(0, 3, 1, 2))
+
+
+class ProbabilityMap(nn.Sequential):
+    """TOOD's spatial probability map M (Feng et al. 2021, eq. 5), from all features of the interactive towers.
+
+    Args:
+        coder: unused.
+        in_channels, channels: of the towers' input and output.
+        prior_prob: probability at initialisation.
+    """
+
+    def __init__(self, coder, in_channels: int, channels: int, *, prior_prob: float = 0.01):
+        hidden = max(channels // 4, 1)
+        super().__init__(small_conv(in_channels, hidden, 1, 0.01), nn.ReLU(), small_conv(hidden, 1, 3, 0.01))
+        nn.init.constant_(self[2].bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
+        """(N, 1, H, W) logits from the towers' input (N, in_channels, H, W)."""
+        return super().forward(feature)
 
 
 class Centerness:
@@ -86,6 +111,7 @@ class Centerness:
 
     joint = False
     alpha = 1.0
+    cls_alpha = 1.0
     branch = TowerQuality
 
     def target(self, pred_boxes: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -105,6 +131,7 @@ class PredictedIoU:
     """
 
     joint = True
+    cls_alpha = 1.0
     branch = TowerQuality
 
     def __init__(self, alpha: float = 0.3, of: str = "pred_box"):
@@ -125,5 +152,22 @@ class DistributionGuided:
 
     joint = True
     alpha = 1.0
+    cls_alpha = 1.0
     branch = DistributionQuality
     target = None
+
+
+class TaskAlignment:
+    """TOOD's branch: the score is the geometric mean of class score and map, which learns from that score's loss alone.
+
+    Args:
+        prior_prob: of the map at initialisation.
+    """
+
+    joint = True
+    alpha = 0.5
+    cls_alpha = 0.5
+    target = None
+
+    def __init__(self, prior_prob: float = 0.01):
+        self.branch = partial(ProbabilityMap, prior_prob=prior_prob)

@@ -9,13 +9,22 @@ from torch import nn
 
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarRefinement
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder
-from clq.modeling.criterion import DetectionLoss, weigh_by_centerness, weigh_by_iou, weigh_by_score
+from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
+from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
+from clq.modeling.criterion import (
+    DetectionLoss,
+    weigh_by_alignment,
+    weigh_by_centerness,
+    weigh_by_iou,
+    weigh_by_score,
+)
 from clq.modeling.head import DenseHead
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
-from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU
+from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
+from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
+from clq.modeling.towers import interactive_towers, separate_towers
 
 
 def pyramid_shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
@@ -38,6 +47,7 @@ def build_coder(cfg: CfgNode):
         box.CODING,
         delta=partial(DeltaCoder, box.WEIGHTS),
         distance=DistanceCoder,
+        ltrb=LTRBCoder,
         distribution=partial(DistributionCoder, box.REG_MAX),
     )
 
@@ -52,71 +62,100 @@ def build_quality(cfg: CfgNode):
         centerness=Centerness,
         iou=partial(PredictedIoU, quality.ALPHA, quality.TARGET),
         dgqp=DistributionGuided,
+        task=partial(TaskAlignment, cfg.MODEL.CLQ.PRIOR_PROB),
     )
 
 
 def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
-    """The head of ``ALIGN``, ``REFINE`` and the towers' keys, on levels of these shapes."""
+    """The head of ``TOWERS``, ``ALIGN`` and ``REFINE``, on levels of these shapes."""
     c = cfg.MODEL.CLQ
-    channels = shapes[0].channels
+    sizes = shapes[0].channels, c.CONV_DIM, c.NUM_CONVS, c.NORM
+    towers = _choose(
+        "TOWERS",
+        c.TOWERS,
+        separate=partial(separate_towers, *sizes),
+        interactive=partial(interactive_towers, *sizes),
+    )
+    _, _, _, before, after = towers  # channels on either side of the towers
     align = _choose(
         "ALIGN.NAME",
         c.ALIGN.NAME,
         none=lambda: None,
-        learned=lambda: AlignConv(channels, LearnedOffsets(), c.ALIGN.BACKEND),
-        geometric=lambda: AlignConv(channels, GeometricOffsets(), c.ALIGN.BACKEND),
+        learned=lambda: AlignConv(before, LearnedOffsets(), c.ALIGN.BACKEND),
+        geometric=lambda: AlignConv(before, GeometricOffsets(), c.ALIGN.BACKEND),
     )
-    width = c.CONV_DIM if c.NUM_CONVS else channels
-    branch = quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, width))
     refine = _choose(
         "REFINE.NAME",
         c.REFINE.NAME,
         none=lambda: None,
-        star=lambda: StarRefinement(width, len(shapes), c.ALIGN.BACKEND),
+        star=lambda: StarRefinement(after, len(shapes), c.ALIGN.BACKEND),
+        sampling=lambda: SampledBoxes(before, after),
     )
-    if refine is not None and c.BOX.CODING != "distance":
-        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: refines distances; set MODEL.CLQ.BOX.CODING distance.")
-    head = partial(
-        DenseHead,
-        in_channels=channels,
+    if refine is not None and refine.coding != c.BOX.CODING:
+        raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: needs MODEL.CLQ.BOX.CODING {refine.coding}.")
+    return DenseHead(
+        towers=towers,
         num_levels=len(shapes),
         num_classes=c.NUM_CLASSES if c.NUM_CLASSES > 0 else resolve_num_classes(cfg),
         coder=coder,
         anchor_scale=c.ANCHOR_SCALE,
-        num_convs=c.NUM_CONVS,
-        conv_dim=c.CONV_DIM,
-        norm=c.NORM,
         prior_prob=c.PRIOR_PROB,
-        quality=branch,
+        quality=quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, before, after)),
         align=align,
         refine=refine,
+        box_norm=c.NORM if c.REFINE.NAME == "star" else None,
     )
-    return _make("NORM", head)
+
+
+def build_task_aligned(cfg: CfgNode, coder, quality, score: ScoreRule) -> TaskAlignedPhase | None:
+    """The second part of a training of ``ASSIGN``, or None."""
+    c = cfg.MODEL.CLQ.ASSIGN
+    return _choose(
+        "ASSIGN.NAME",
+        c.NAME,
+        atss=lambda: None,
+        task=lambda: TaskAlignedPhase(
+            round(c.WARMUP * cfg.SOLVER.MAX_ITER),
+            TaskAlignedMatcher(c.TASK_TOPK, c.TASK_ALPHA, c.TASK_BETA),
+            _build_loss(cfg, coder, quality, score, cfg.MODEL.CLQ.CLS.LOSS, cfg.MODEL.CLQ.BOX.WEIGHT_BY),
+        ),
+    )
 
 
 def build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss:
-    """The loss of ``CLS``, ``BOX``, ``QUALITY`` and ``REFINE``."""
+    """The loss of ``CLS``, ``BOX``, ``QUALITY`` and ``REFINE``; ATSS's own before a task-aligned phase."""
     c = cfg.MODEL.CLQ
+    if c.ASSIGN.NAME == "task":
+        return _build_loss(cfg, coder, quality, score, "focal", "centerness")
+    if c.BOX.WEIGHT_BY == "alignment":
+        raise UserError("MODEL.CLQ.BOX.WEIGHT_BY alignment: needs MODEL.CLQ.ASSIGN.NAME task, which measures it.")
+    return _build_loss(cfg, coder, quality, score, c.CLS.LOSS, c.BOX.WEIGHT_BY)
+
+
+def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str, weight_by: str) -> DetectionLoss:
+    c = cfg.MODEL.CLQ
+    soft_target = class_loss != "focal"
     class_loss = _choose(
         "CLS.LOSS",
-        c.CLS.LOSS,
+        class_loss,
         focal=lambda: partial(focal_loss, alpha=c.CLS.FOCAL_ALPHA, gamma=c.CLS.FOCAL_GAMMA),
         qfl=lambda: partial(quality_focal_loss, beta=c.CLS.BETA),
         vfl=lambda: partial(varifocal_loss, alpha=c.CLS.VFL_ALPHA, gamma=c.CLS.VFL_GAMMA),
     )
     box_weight = _choose(
         "BOX.WEIGHT_BY",
-        c.BOX.WEIGHT_BY,
+        weight_by,
         none=lambda: None,
         centerness=lambda: weigh_by_centerness,
         score=lambda: weigh_by_score,
         iou=lambda: weigh_by_iou,
+        alignment=lambda: weigh_by_alignment,
     )
     return DetectionLoss(
         score,
         coder,
         class_loss,
-        soft_target=c.CLS.LOSS != "focal",
+        soft_target=soft_target,
         quality_target=quality and quality.target,
         box_weight=box_weight,
         box_loss_weight=c.BOX.LOSS_WEIGHT,

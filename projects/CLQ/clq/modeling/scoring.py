@@ -23,7 +23,9 @@ class LogScore(NamedTuple):
     log_not_p: Tensor
 
 
-def joint_score(cls_logits: Tensor, quality_logits: Tensor | None, alpha: float = 1.0) -> LogScore:
+def joint_score(
+    cls_logits: Tensor, quality_logits: Tensor | None, alpha: float = 1.0, cls_alpha: float = 1.0
+) -> LogScore:
     r"""Final score :math:`p = \sigma(c)\,\sigma(q)^\alpha` (CLQ eq. 2 and 3).
 
     The complement is a sum of two positive terms, :math:`1 - p = (1 - \sigma(c)) + \sigma(c)(1 - \sigma(q)^\alpha)`,
@@ -33,33 +35,32 @@ def joint_score(cls_logits: Tensor, quality_logits: Tensor | None, alpha: float 
         cls_logits: (..., K) class logits c, any float dtype.
         quality_logits: (..., 1) or (...) quality logits q of the same locations, or None for :math:`p = \sigma(c)`.
         alpha: exponent of the quality, > 0.
+        cls_alpha: exponent of the class score, > 0; TOOD's score is the geometric mean, 1/2 each.
 
     Returns:
         :class:`LogScore` of two (..., K) tensors, float32 (float64 for float64 input) whatever autocast says.
 
     Raises:
-        ValueError: alpha is not positive.
+        ValueError: an exponent is not positive.
     """
     c = at_least_float32(cls_logits)
-    log_cls, log_not_cls = F.logsigmoid(c), F.logsigmoid(-c)
+    log_cls, log_not_cls = _log_power(c, cls_alpha) if cls_alpha != 1 else (F.logsigmoid(c), F.logsigmoid(-c))
     if quality_logits is None:
         return LogScore(log_cls, log_not_cls)
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
     q = at_least_float32(quality_logits)
     if q.dim() == c.dim() - 1:
         q = q.unsqueeze(-1)
-    log_quality = alpha * F.logsigmoid(q)
-    return LogScore(
-        log_cls + log_quality,
-        torch.logaddexp(log_not_cls, log_cls + _log_one_minus_quality(q, log_quality, alpha)),
-    )
+    log_quality, log_not_quality = _log_power(q, alpha)
+    return LogScore(log_cls + log_quality, torch.logaddexp(log_not_cls, log_cls + log_not_quality))
 
 
-def _log_one_minus_quality(q: Tensor, log_quality: Tensor, alpha: float) -> Tensor:
-    """log(1 - sigmoid(q)^alpha), given ``log_quality`` = alpha * logsigmoid(q); finite with finite gradients."""
-    saturated = q > _SATURATED
-    x = torch.where(saturated, -1.0, log_quality)
+def _log_power(logits: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """log(sigmoid(x)^alpha) and log(1 - sigmoid(x)^alpha) of logits x; finite with finite gradients."""
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    log_power = alpha * F.logsigmoid(logits)
+    saturated = logits > _SATURATED
+    x = torch.where(saturated, -1.0, log_power)
     # log(1 - e^x) in its two accurate forms; each sees a harmless argument where the other is taken, because the
     # backward pass of `where` multiplies the gradient of the branch not taken by zero, and 0 * inf is nan.
     small = x > -math.log(2.0)
@@ -68,7 +69,7 @@ def _log_one_minus_quality(q: Tensor, log_quality: Tensor, alpha: float) -> Tens
         torch.log(-torch.expm1(torch.where(small, x, -1.0))),
         torch.log1p(-torch.exp(torch.where(small, -1.0, x))),
     )
-    return torch.where(saturated, math.log(alpha) - q, log1mexp)
+    return log_power, torch.where(saturated, math.log(alpha) - logits, log1mexp)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -84,15 +85,17 @@ class ScoreRule:
         alpha: exponent of the quality in the score.
         joint: the quality takes part in training and in filtering (CLQ, GFLv2). Otherwise the class score alone does,
             and the quality is multiplied in afterwards, at test only (centerness in ATSS).
+        cls_alpha: exponent of the class score in the score.
     """
 
     alpha: float = 1.0
     joint: bool = True
+    cls_alpha: float = 1.0
 
     def trained(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
         """The score that the class loss sees, and that candidates are filtered by; shapes as :func:`joint_score`."""
-        return joint_score(cls_logits, quality_logits if self.joint else None, self.alpha)
+        return joint_score(cls_logits, quality_logits if self.joint else None, self.alpha, self.cls_alpha)
 
     def final(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
         """The score that detections carry and are ranked by; shapes as :func:`joint_score`."""
-        return joint_score(cls_logits, quality_logits, self.alpha)
+        return joint_score(cls_logits, quality_logits, self.alpha, self.cls_alpha)
