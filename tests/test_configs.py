@@ -30,6 +30,10 @@ ROWS = {
     "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
     "VFNET/vfnet_R_50_FPN_1x": ("vfl", 2.0, "iou", "none", None, "none"),
     "VFNET/vfnet_R_50_FPN_2x_ms": ("vfl", 2.0, "iou", "none", None, "none"),
+    "CLQ/clq_lite_320": ("qfl", 2.0, "none", "iou", 0.3, "none"),
+    "CLQ/clq_lite_416": ("qfl", 2.0, "none", "iou", 0.3, "none"),
+    "NANODET/nanodet_m_320": ("qfl", 2.0, "score", "none", None, "none"),
+    "NANODET/nanodet_m_416": ("qfl", 2.0, "score", "none", None, "none"),
     "TOOD/tood_R_50_FPN_1x": ("qfl", 2.0, "alignment", "task", None, "none"),
     "TOOD/tood_R_50_FPN_2x_ms": ("qfl", 2.0, "alignment", "task", None, "none"),
     "GFL/gfl_R_50_FPN_1x": ("qfl", 2.0, "score", "none", None, "none"),
@@ -38,8 +42,16 @@ ROWS = {
     "GFLV2/gflv2_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R_101_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
 }
+CODINGS = {
+    "GFL": "distribution",
+    "GFLV2": "distribution",
+    "NANODET": "distribution",
+    "VFNET": "distance",
+    "TOOD": "ltrb",
+}
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
+SIZE = {f"INPUT.{k}" for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP")}
 # Neighbours of the ablation tables and the only keys in which they may differ.
 STEPS = [
     (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),
@@ -49,6 +61,7 @@ STEPS = [
     ("ablations/clq_wo_lqe_R_50_FPN_1x", "ablations/clq_wo_align_R_50_FPN_1x", {"QUALITY.NAME"}),
     ("ablations/atss_qfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_1x", {"BOX.CODING", "BOX.WEIGHT_BY"}),
     ("GFL/gfl_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_1x", {"QUALITY.NAME"}),
+    ("NANODET/nanodet_m_320", "CLQ/clq_lite_320", {"QUALITY.NAME", "BOX.CODING", "BOX.WEIGHT_BY"}),
     ("ablations/clq_wo_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
     ("ablations/clq_learned_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
 ]
@@ -136,11 +149,8 @@ def test_row(name):
     assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
     assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
     assert c.QUALITY.LOSS_WEIGHT == 1.0
-    coding = (
-        "distribution" if "gfl" in name else "distance" if "vfnet" in name else "ltrb" if "tood" in name else "delta"
-    )
-    assert coding == c.BOX.CODING
-    assert (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT) == (16, 0.25)
+    assert CODINGS.get(name.split("/")[0], "delta") == c.BOX.CODING
+    assert (7 if c.CONV == "depthwise" else 16, 0.25) == (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT)
     assert alpha is None or alpha == c.QUALITY.ALPHA
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
@@ -165,6 +175,8 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
         (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
         (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
         ("VFNET/vfnet_R_50_FPN_1x", "VFNET/vfnet_R_50_FPN_2x_ms", MULTI_SCALE),
+        ("NANODET/nanodet_m_320", "NANODET/nanodet_m_416", SIZE),
+        ("CLQ/clq_lite_320", "CLQ/clq_lite_416", SIZE),
         ("TOOD/tood_R_50_FPN_1x", "TOOD/tood_R_50_FPN_2x_ms", {*MULTI_SCALE, "MODEL.CLQ.ASSIGN.WARMUP"}),
         ("GFL/gfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_2x_ms", MULTI_SCALE),

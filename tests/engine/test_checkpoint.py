@@ -93,7 +93,7 @@ def test_names_by_hand():
     values = {key: torch.tensor(float(i)) for i, key in enumerate([*left, *dropped])}
     converted = torchvision_to_detectron2(values)
     assert converted == {f"backbone.bottom_up.{name}": values[key] for key, name in left.items()}
-    with pytest.raises(UserError, match=r"features\.conv0\.weight: no ResNet of torchvision"):
+    with pytest.raises(UserError, match=r"features\.conv0\.weight: no body of torchvision"):
         torchvision_to_detectron2({"conv1.weight": torch.ones(1), "features.conv0.weight": torch.ones(1)})
 
 

@@ -15,7 +15,7 @@ from clq.modeling.head import DenseHead
 from clq.modeling.quality import DistributionQuality, ProbabilityMap, TowerQuality
 from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import joint_score
-from clq.modeling.towers import interactive_towers, separate_towers
+from clq.modeling.towers import Layers, interactive_towers, separate_towers
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
@@ -43,7 +43,8 @@ def mmdet_head(name="atss", box_channels=4):
 
 
 def make_head(coder, towers=separate_towers, **parts):
-    return DenseHead(towers=towers(WIDTH, WIDTH, DEPTH), num_levels=5, num_classes=CLASSES, coder=coder, **parts)
+    sizes = {"num_levels": 5, "num_classes": CLASSES}
+    return DenseHead(towers=towers(WIDTH, Layers(WIDTH, DEPTH)), coder=coder, **sizes, **parts)
 
 
 def tood_head():

@@ -6,7 +6,7 @@ from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head import DenseHead, Predictions
 from clq.modeling.quality import TowerQuality
-from clq.modeling.towers import separate_towers
+from clq.modeling.towers import Layers, separate_towers
 from torch import nn
 
 SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
@@ -15,9 +15,8 @@ SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
 def make_head(coder=None, **changes):
     torch.manual_seed(0)
     coder = coder or DeltaCoder()
-    towers = separate_towers(
-        32, *(changes.pop(k, v) for k, v in {"conv_dim": 64, "num_convs": 2, "norm": "GN"}.items())
-    )
+    layers = Layers(changes.pop("conv_dim", 64), changes.pop("num_convs", 2), changes.pop("norm", "GN"))
+    towers = separate_towers(32, layers)
     quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels))
     return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STRIDES = [8, 16, 32, 64, 128]
+FIVE_LEVELS = ["MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]]
 # Row: its config, overrides, the losses besides class and box.
 ROWS = {
     "atss": ("ATSS/atss_R_50_FPN_1x", [], {"loss_quality"}),
@@ -25,6 +26,8 @@ ROWS = {
     "vfnet": ("VFNET/vfnet_R_50_FPN_1x", [], {"loss_box_coarse"}),
     "tood": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 0.0], set()),
     "tood_warmup": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 1.0], set()),
+    "nanodet": ("NANODET/nanodet_m_320", FIVE_LEVELS, {"loss_dfl"}),
+    "clq_lite": ("CLQ/clq_lite_320", FIVE_LEVELS, {"loss_quality"}),
     "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 

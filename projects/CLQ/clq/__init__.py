@@ -16,6 +16,7 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         from clq.modeling.detector import CLQ
         from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
         from clq.modeling.matcher import match_atss
+        from clq.modeling.mobile import build_shufflenet_pan_backbone
         from clq.modeling.scoring import LogScore, joint_score
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "UserError",
     "add_clq_config",
     "build_dense_resnet_fpn_backbone",
+    "build_shufflenet_pan_backbone",
     "convert_mmdet",
     "distribution_focal_loss",
     "joint_score",

@@ -27,13 +27,17 @@ def add_clq_config(cfg: CfgNode) -> None:
 
 
 def _add_model(cfg: CfgNode) -> None:
+    cfg.MODEL.SHUFFLENET = CfgNode()
+    cfg.MODEL.SHUFFLENET.NAME = "shufflenet_v2_x1_0"  # of build_shufflenet_pan_backbone: torchvision's, x0_5 to x2_0
+
     c = cfg.MODEL.CLQ = CfgNode()
     c.NUM_CLASSES = -1  # K; -1: as many as the first training set has
     c.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     c.RELU_BEFORE_P7 = False  # VFNet: P7 from P6 through a ReLU
     c.ANCHOR_SCALE = 8.0  # side of the one square anchor, in strides (ATSS)
     c.ANCHOR_OFFSET = 0.0  # its centre at (i + offset) * stride
-    c.TOWERS = "separate"  # separate | interactive (TOOD: one tower, all of whose layers both sides read)
+    c.TOWERS = "separate"  # separate | shared (NanoDet) | interactive (TOOD: one, all of whose layers both sides read)
+    c.CONV = "full"  # full | depthwise (NanoDet: 3x3 of each channel, then 1x1; 1x1 at the outputs)
     c.NUM_CONVS = 4  # depth of each tower
     c.CONV_DIM = 256  # its width
     c.NORM = "GN"  # its normalisation: any name that detectron2.layers.get_norm knows

@@ -21,11 +21,12 @@ TORCHVISION = "torchvision://"
 TORCHVISION_BODIES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
 )
 BODY = "backbone.bottom_up."
 CLASS_LAYER = "head.cls_logits."
 
-# Detectron2's name of each part of a torchvision ResNet, tried in order.
+# Detectron2's name of each part of a torchvision body, tried in order. ShuffleNets keep theirs.
 _RENAMES = (
     (r"conv1\.(\w+)", r"stem.conv1.\1"),
     (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
@@ -33,20 +34,21 @@ _RENAMES = (
     (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", r"res\1.\2.conv\3.norm.\4"),
     (r"layer(\d)\.(\d+)\.downsample\.0\.(\w+)", r"res\1.\2.shortcut.\3"),
     (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res\1.\2.shortcut.norm.\3"),
+    (r"(conv1\.\d|stage\d)\.(.+)", r"\1.\2"),
 )
 
 
 def torchvision_to_detectron2(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of a torchvision ResNet or ResNeXt to those of Detectron2's, under ``backbone.bottom_up``.
+    """Renames the weights of a torchvision ResNet, ResNeXt or ShuffleNet to a detector's, under ``backbone.bottom_up``.
 
-    The classifier (``fc``) and the batch counters, which a detector has no use for, are left out.
+    The classifier (``fc``, ``conv5``) and the batch counters, which a detector has no use for, are left out.
 
     Raises:
-        UserError: a weight that no ResNet of torchvision has.
+        UserError: a weight that none of these has.
     """
     converted = {}
     for key, value in state_dict.items():
-        if not key.startswith("fc.") and not key.endswith(".num_batches_tracked"):
+        if not key.startswith(("fc.", "conv5.")) and not key.endswith(".num_batches_tracked"):
             converted[BODY + _detectron2_name(key)] = value
     return converted
 
@@ -56,7 +58,7 @@ def _detectron2_name(key: str) -> str:
         if re.fullmatch(pattern, key):
             name = re.sub(pattern, name, key)
             return re.sub(r"^res(\d)", lambda m: f"res{int(m[1]) + 1}", name)  # layer1 is res2
-    raise UserError(f"{key}: no ResNet of torchvision has this weight; use one of {', '.join(TORCHVISION_BODIES)}.")
+    raise UserError(f"{key}: no body of torchvision's has this weight; use one of {', '.join(TORCHVISION_BODIES)}.")
 
 
 def _torchvision_file(name: str) -> str:
@@ -143,7 +145,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"{self._source}: holds no weights of Detectron2 or torchvision; those of MMDetection are translated "
                 "by clq.convert_mmdet."
             )
-        if "layer1.0.conv1.weight" in weights:
+        if "layer1.0.conv1.weight" in weights or "stage2.0.branch1.0.weight" in weights:
             checkpoint["model"] = torchvision_to_detectron2(weights)
         return checkpoint
 
@@ -204,12 +206,14 @@ class Checkpointer(DetectionCheckpointer):
     def _check_body(self, missing: list[str], unknown: list[str], shapes: list[tuple]) -> None:
         # ImageNet weights have no offsets of deformable convolutions; these start at zero by design.
         missing = [k for k in missing if k.startswith(BODY) and "conv2_offset" not in k]
-        unknown = [k for k in unknown if re.search(r"(^|\.)(stem\.conv|res[2-5]\.)", k)]  # a deeper or other body's
+        unknown = [
+            k for k in unknown if re.search(r"(^|\.)(stem\.conv|res[2-5]\.|stage[2-4]\.)", k)
+        ]  # a deeper or other body's
         if missing or unknown:
             shapes = [s for s in shapes if s[0].startswith(BODY)]
             raise UserError(
                 f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make MODEL.RESNETS "
-                "(DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) and MODEL.WEIGHTS agree."
+                "(DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or MODEL.SHUFFLENET.NAME and MODEL.WEIGHTS agree."
             )
 
 

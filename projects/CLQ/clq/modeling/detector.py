@@ -71,7 +71,7 @@ class CLQ(DenseDetector):
         """
         check_ranges(cfg)
         c = cfg.MODEL.CLQ
-        with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):
+        with blamed_on("MODEL.BACKBONE, RESNETS, SHUFFLENET and FPN"):
             backbone = build_backbone(cfg)
         shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]

@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from clq.modeling.box_coding import unit_anchor
-from clq.modeling.towers import Towers, convolutions
+from clq.modeling.towers import Towers, conv_norm_relu
 
 
 class Predictions(NamedTuple):
@@ -60,6 +60,7 @@ class DenseHead(nn.Module):
         refine: see :mod:`clq.modeling.refinement`; None for no second look.
         box_norm: the first box prediction has one more convolution after the tower, with this normalisation (VFNet);
             None: it has not.
+        pred_size: of the kernels of the output convolutions.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class DenseHead(nn.Module):
         align: nn.Module | None = None,
         refine: nn.Module | None = None,
         box_norm: str | None = None,
+        pred_size: int = 3,
     ):
         super().__init__()
         self.coder = coder
@@ -83,10 +85,10 @@ class DenseHead(nn.Module):
         self.align = align
         self.refine = refine
         channels = towers.out_channels
-        self.cls_logits = Conv2d(channels, num_classes, 3, padding=1)
-        self.box_pred = Conv2d(channels, coder.num_channels, 3, padding=1)
+        self.cls_logits = Conv2d(channels, num_classes, pred_size, padding=pred_size // 2)
+        self.box_pred = Conv2d(channels, coder.num_channels, pred_size, padding=pred_size // 2)
         if box_norm is not None:
-            self.box_pred = nn.Sequential(convolutions(channels, channels, 1, box_norm), self.box_pred)
+            self.box_pred = nn.Sequential(nn.Sequential(conv_norm_relu(channels, channels, 3, box_norm)), self.box_pred)
         self.quality_pred = quality
         self.scales = nn.Parameter(torch.ones(num_levels))
         for module in self.modules():

@@ -1,12 +1,4 @@
-"""Localisation quality: what predicts it, what it learns of a box, and where it enters the score.
-
-A kind of quality is a class with these attributes:
-
-* ``joint``, ``alpha``, ``cls_alpha``: see :class:`~clq.modeling.scoring.ScoreRule`;
-* ``branch``: makes its module in the head from the box coder and the channels of the towers' input and output; the
-  module goes from these two, (N, ., H, W) each, and the box prediction to the logits (N, 1, H, W);
-* ``target``: what the branch learns by binary cross entropy, or None where the score's loss alone teaches it.
-"""
+"""Localisation quality: what predicts it, what it learns of a box, and where it enters the score."""
 
 import math
 from functools import partial
@@ -106,20 +98,34 @@ class ProbabilityMap(nn.Sequential):
         return super().forward(feature)
 
 
-class Centerness:
-    """ATSS's branch: learns :func:`centerness`, multiplies the class score at test only."""
+class Quality:
+    """A kind of quality: these attributes, as they are unless it says otherwise.
 
-    joint = False
+    Attributes:
+        joint, alpha, cls_alpha: see :class:`~clq.modeling.scoring.ScoreRule`.
+        branch: makes its module in the head from the box coder and the channels of the towers' input and output; the
+            module goes from these two, (N, ., H, W) each, and the box prediction to the logits (N, 1, H, W).
+        target: what the branch learns by binary cross entropy, or None where the score's loss alone teaches it.
+    """
+
+    joint = True
     alpha = 1.0
     cls_alpha = 1.0
     branch = TowerQuality
+    target = None
+
+
+class Centerness(Quality):
+    """ATSS's branch: learns :func:`centerness`, multiplies the class score at test only."""
+
+    joint = False
 
     def target(self, pred_boxes: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
         """(P,) centerness of each positive; all arguments (P, 4) XYXY pixels."""
         return centerness(anchors, gt_boxes)
 
 
-class PredictedIoU:
+class PredictedIoU(Quality):
     """CLQ's LQE branch: learns a box's IoU (eq. 1) and enters the score as IoU^alpha, train and test (eq. 2, 3).
 
     Args:
@@ -129,10 +135,6 @@ class PredictedIoU:
     Raises:
         ValueError: unknown ``of``, or alpha not positive.
     """
-
-    joint = True
-    cls_alpha = 1.0
-    branch = TowerQuality
 
     def __init__(self, alpha: float = 0.3, of: str = "pred_box"):
         if of not in ("pred_box", "anchor"):
@@ -147,27 +149,21 @@ class PredictedIoU:
         return box_iou_matched(pred_boxes if self.of == "pred_box" else anchors, gt_boxes)
 
 
-class DistributionGuided:
+class DistributionGuided(Quality):
     """GFLv2's branch: multiplies the class score, train and test, and learns from that score's loss alone."""
 
-    joint = True
-    alpha = 1.0
-    cls_alpha = 1.0
     branch = DistributionQuality
-    target = None
 
 
-class TaskAlignment:
+class TaskAlignment(Quality):
     """TOOD's branch: the score is the geometric mean of class score and map, which learns from that score's loss alone.
 
     Args:
         prior_prob: of the map at initialisation.
     """
 
-    joint = True
     alpha = 0.5
     cls_alpha = 0.5
-    target = None
 
     def __init__(self, prior_prob: float = 0.01):
         self.branch = partial(ProbabilityMap, prior_prob=prior_prob)

@@ -24,7 +24,7 @@ from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU, T
 from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import ScoreRule
 from clq.modeling.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
-from clq.modeling.towers import interactive_towers, separate_towers
+from clq.modeling.towers import Layers, interactive_towers, separate_towers, shared_tower
 
 
 def pyramid_shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
@@ -67,14 +67,16 @@ def build_quality(cfg: CfgNode):
 
 
 def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
-    """The head of ``TOWERS``, ``ALIGN`` and ``REFINE``, on levels of these shapes."""
+    """The head of ``TOWERS``, ``CONV``, ``ALIGN`` and ``REFINE``, on levels of these shapes."""
     c = cfg.MODEL.CLQ
-    sizes = shapes[0].channels, c.CONV_DIM, c.NUM_CONVS, c.NORM
+    depthwise = _choose("CONV", c.CONV, full=lambda: False, depthwise=lambda: True)
+    layers = Layers(c.CONV_DIM, c.NUM_CONVS, c.NORM, depthwise)
     towers = _choose(
         "TOWERS",
         c.TOWERS,
-        separate=partial(separate_towers, *sizes),
-        interactive=partial(interactive_towers, *sizes),
+        separate=partial(separate_towers, shapes[0].channels, layers),
+        shared=partial(shared_tower, shapes[0].channels, layers),
+        interactive=partial(interactive_towers, shapes[0].channels, layers),
     )
     _, _, _, before, after = towers  # channels on either side of the towers
     align = _choose(
@@ -104,6 +106,7 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
         align=align,
         refine=refine,
         box_norm=c.NORM if c.REFINE.NAME == "star" else None,
+        pred_size=1 if depthwise else 3,
     )
 
 

@@ -1,5 +1,7 @@
-"""From an FPN feature to what a head's two tasks read: two separate towers, or TOOD's interactive one."""
+"""From an FPN feature to what a head's two tasks read: two towers, a shared one, or TOOD's interactive one."""
 
+import itertools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,36 +26,65 @@ class Towers(NamedTuple):
     out_channels: int
 
 
-def separate_towers(in_channels: int, channels: int = 256, depth: int = 4, norm: str = "GN") -> Towers:
-    """Two towers of ``depth`` 3x3 convolutions that share nothing but the feature itself.
+@dataclass(frozen=True)
+class Layers:
+    """How the convolutions of towers are made.
 
-    Args:
-        in_channels: C, of the feature.
-        channels: of each convolution.
-        depth: number of them on each side.
-        norm: "GN" or one of :func:`detectron2.layers.get_norm`'s names.
-
-    Raises:
-        ValueError: a norm that does not exist, or that the channels do not divide into.
+    Attributes:
+        channels: of each.
+        depth: number of them, one after the other.
+        norm: "GN" or one of :func:`detectron2.layers.get_norm`'s names; "" for none.
+        depthwise: a 3x3 convolution of each channel and a 1x1 convolution in place of a 3x3 convolution.
     """
-    cls, reg = (convolutions(in_channels, channels, depth, norm) for _ in range(2))
-    return Towers(nn.Identity(), cls, reg, in_channels, channels if depth else in_channels)
+
+    channels: int = 256
+    depth: int = 4
+    norm: str = "GN"
+    depthwise: bool = False
+
+    def __call__(self, in_channels: int) -> nn.Sequential:
+        """The convolutions, each with normalisation and ReLU.
+
+        Raises:
+            ValueError: a norm that does not exist, or that the channels do not divide into.
+        """
+        widths = [in_channels, *[self.channels] * self.depth]
+        return nn.Sequential(*(self._layer(before, after) for before, after in itertools.pairwise(widths)))
+
+    def out_channels(self, in_channels: int) -> int:
+        """Of the last convolution, or of the input where there is none."""
+        return self.channels if self.depth else in_channels
+
+    def _layer(self, before: int, after: int) -> nn.Module:
+        if not self.depthwise:
+            return conv_norm_relu(before, after, 3, self.norm)
+        per_channel = conv_norm_relu(before, before, 3, self.norm, groups=before)
+        return nn.Sequential(per_channel, conv_norm_relu(before, after, 1, self.norm))
 
 
-def interactive_towers(in_channels: int, channels: int = 256, depth: int = 6, norm: str = "GN") -> Towers:
+def separate_towers(in_channels: int, layers: Layers) -> Towers:
+    """Two towers that share nothing but the feature, of ``in_channels``."""
+    return Towers(
+        nn.Identity(), layers(in_channels), layers(in_channels), in_channels, layers.out_channels(in_channels)
+    )
+
+
+def shared_tower(in_channels: int, layers: Layers) -> Towers:
+    """One tower whose output both sides read as it is (NanoDet)."""
+    channels = layers.out_channels(in_channels)
+    return Towers(layers(in_channels), nn.Identity(), nn.Identity(), channels, channels)
+
+
+def interactive_towers(in_channels: int, layers: Layers) -> Towers:
     """TOOD's task-interactive features (Feng et al. 2021, eq. 1 to 3): one tower, all of whose layers both sides read.
 
-    Args:
-        in_channels, channels, depth, norm: as of :func:`separate_towers`.
-
     Raises:
-        ValueError: as :func:`separate_towers`; or no layer.
+        ValueError: no layer.
     """
-    if not depth:
+    if not layers.depth:
         raise ValueError("interactive towers need layers; raise NUM_CONVS")
-    shared = AllLayers(*convolutions(in_channels, channels, depth, norm))
-    cls, reg = (TaskDecomposition(channels, depth, norm) for _ in range(2))
-    return Towers(shared, cls, reg, depth * channels, channels)
+    cls, reg = (TaskDecomposition(layers.channels, layers.depth, layers.norm) for _ in range(2))
+    return Towers(AllLayers(*layers(in_channels)), cls, reg, layers.depth * layers.channels, layers.channels)
 
 
 class AllLayers(nn.Sequential):
@@ -80,7 +111,7 @@ class TaskDecomposition(nn.Module):
         hidden = max(channels // 8, 1)
         first, second = small_conv(depth * channels, hidden, 1, 0.001), small_conv(hidden, depth, 1, 0.001)
         self.attention = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid())
-        self.reduce = _conv(depth * channels, channels, 1, norm)
+        self.reduce = conv_norm_relu(depth * channels, channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) from all layers' outputs (N, depth * channels, H, W)."""
@@ -94,11 +125,6 @@ class TaskDecomposition(nn.Module):
         return F.relu(out if self.reduce.norm is None else self.reduce.norm(out))
 
 
-def convolutions(in_channels: int, channels: int, depth: int, norm: str) -> nn.Sequential:
-    """``depth`` 3x3 convolutions, each with normalisation and ReLU."""
-    return nn.Sequential(*(_conv(channels if i else in_channels, channels, 3, norm) for i in range(depth)))
-
-
 def small_conv(in_channels: int, channels: int, size: int, std: float) -> nn.Conv2d:
     """A convolution of this standard deviation at initialisation; torch's own, as the head resets Detectron2's."""
     conv = nn.Conv2d(in_channels, channels, size, padding=size // 2)
@@ -107,12 +133,14 @@ def small_conv(in_channels: int, channels: int, size: int, std: float) -> nn.Con
     return conv
 
 
-def _conv(in_channels: int, channels: int, size: int, norm: str) -> Conv2d:
+def conv_norm_relu(in_channels: int, channels: int, size: int, norm: str, groups: int = 1) -> Conv2d:
+    """A convolution with normalisation and ReLU; with a bias where there is no normalisation."""
     return Conv2d(
         in_channels,
         channels,
         size,
         padding=size // 2,
+        groups=groups,
         bias=not norm,
         norm=_norm(norm, channels),
         activation=F.relu,

@@ -1,0 +1,114 @@
+"""NanoDet's body: ShuffleNetV2 and a pyramid without convolutions, for machines without a GPU."""
+
+import torchvision
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clq.errors import UserError
+
+_STRIDES = {"stem": 4, "stage2": 8, "stage3": 16, "stage4": 32}
+BODIES = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
+
+
+class ShuffleNetV2(Backbone):
+    """torchvision's ShuffleNetV2 (Ma et al. 2018) without its classifier, under its own parameter names.
+
+    Args:
+        name: one of :data:`BODIES`.
+        last: the coarsest feature; stages behind it are not built.
+    """
+
+    def __init__(self, name: str, last: str = "stage4"):
+        super().__init__()
+        body = torchvision.models.get_model(name, weights=None)
+        self.conv1, self.maxpool = body.conv1, body.maxpool
+        self.stages = list(_STRIDES)[1 : list(_STRIDES).index(last) + 1]
+        channels = {"stem": body.conv1[0].out_channels}
+        for stage in self.stages:
+            self.add_module(stage, getattr(body, stage))
+            channels[stage] = 2 * getattr(body, stage)[-1].branch2[0].in_channels  # half of a unit's input goes there
+        self._shapes = {f: ShapeSpec(channels=c, stride=_STRIDES[f]) for f, c in channels.items()}
+
+    size_divisibility = 32
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Features of strides 4 to 32 by name, from images (N, 3, H, W)."""
+        features = {"stem": self.maxpool(self.conv1(x))}
+        x = features["stem"]
+        for stage in self.stages:
+            x = features[stage] = getattr(self, stage)(x)
+        return features
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature."""
+        return self._shapes
+
+
+class LitePAN(Backbone):
+    """A path-aggregation pyramid of additions alone: down from the coarsest level, then up again (NanoDet).
+
+    Each level has one 1x1 convolution to its width; what comes from a neighbour is resized bilinearly and added.
+
+    Args:
+        bottom_up: body.
+        in_features: of it, fine to coarse.
+        out_channels: of each level; they are called p2, p3, ... by their strides.
+    """
+
+    def __init__(self, bottom_up: Backbone, in_features: list[str], out_channels: int):
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.in_features = in_features
+        shapes = [bottom_up.output_shape()[f] for f in in_features]
+        self.laterals = nn.ModuleList(Conv2d(s.channels, out_channels, 1) for s in shapes)
+        for conv in self.laterals:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self._shapes = {
+            f"p{s.stride.bit_length() - 1}": ShapeSpec(channels=out_channels, stride=s.stride) for s in shapes
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.bottom_up.size_divisibility
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Levels (N, out_channels, H / stride, W / stride) by name, from images (N, 3, H, W)."""
+        features = self.bottom_up(x)
+        levels = [conv(features[f]) for conv, f in zip(self.laterals, self.in_features, strict=True)]
+        for fine in reversed(range(len(levels) - 1)):
+            levels[fine] = levels[fine] + _resized(levels[fine + 1], levels[fine])
+        for coarse in range(1, len(levels)):
+            levels[coarse] = levels[coarse] + _resized(levels[coarse - 1], levels[coarse])
+        return dict(zip(self._shapes, levels, strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each level."""
+        return self._shapes
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
+    """``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES`` of ``OUT_CHANNELS``.
+
+    Raises:
+        UserError: no such body or feature, or levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
+    """
+    name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
+    if name not in BODIES:
+        raise UserError(f"MODEL.SHUFFLENET.NAME {name}: not one of {', '.join(BODIES)}.")
+    if not features or features != [f for f in _STRIDES if f in features]:
+        raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")
+    pan = LitePAN(ShuffleNetV2(name, features[-1]), features, cfg.MODEL.FPN.OUT_CHANNELS)
+    if list(cfg.MODEL.CLQ.IN_FEATURES) != list(pan.output_shape()):
+        raise UserError(
+            f"MODEL.CLQ.IN_FEATURES {cfg.MODEL.CLQ.IN_FEATURES}: the pyramid of {', '.join(features)} has the levels "
+            f"{', '.join(pan.output_shape())}; name all of them, or change MODEL.FPN.IN_FEATURES."
+        )
+    return pan
