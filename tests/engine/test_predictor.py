@@ -45,7 +45,8 @@ def test_json_of_each_quality_branch():
     expected = {"image_id": 4, "file_name": "a.png", "category_id": 7, "category_name": "red"}
     expected |= {"bbox": [1, 2, 10, 20], "score": 0.25}
     assert to_json(detections(), categories, "none", image_id=4, file_name="a.png") == [expected]
-    for quality_name, field in (("iou", "predicted_iou"), ("centerness", "centerness")):
+    fields = {"iou": "predicted_iou", "centerness": "centerness", "task": "quality", "dgqp": "quality"}
+    for quality_name, field in fields.items():
         found = detections()
         found.cls_scores, found.pred_quality = torch.tensor([0.5]), torch.tensor([0.75])
         more = {"cls_score": 0.5, field: 0.75}

@@ -27,8 +27,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Final score from which detections are drawn. Joint scores are products, so lower than class scores: on the sample data
 # precision and recall balance (F1 at IoU 0.5, three seeds) at 0.35 to 0.4.
 DRAWING_THRESHOLD = 0.4
-# MODEL.CLQ.QUALITY.NAME -> what the branch's output is called in JSON.
-QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness", "dgqp": "quality"}
+# MODEL.CLQ.QUALITY.NAME -> what the branch's output is called in JSON, where it has a name of its own.
+QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness"}
 
 
 class Predictor:
@@ -193,5 +193,5 @@ def to_json(
         result["category_id"], result["category_name"] = categories.ids[label], categories.names[label]
         if found.has("pred_quality"):
             result["cls_score"] = found.cls_scores[i].item()
-            result[QUALITY_FIELDS[quality_name]] = found.pred_quality[i].item()
+            result[QUALITY_FIELDS.get(quality_name, "quality")] = found.pred_quality[i].item()
     return results
