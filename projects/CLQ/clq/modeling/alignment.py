@@ -135,18 +135,27 @@ def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """
     n, c, h, w = x.shape
     y, x_pos = (position.permute(0, 2, 3, 1).contiguous() for position in _tap_positions(offsets))  # (N, H, W, 9)
-    top, left = y.detach().floor(), x_pos.detach().floor()
-    down, right = y - top, x_pos - left  # in [0, 1), with gradient
-    rows = top.clamp(-2, h).long().unsqueeze(-1) + torch.tensor([0, 0, 1, 1], device=x.device)  # (N, H, W, 9, 4)
-    cols = left.clamp(-2, w).long().unsqueeze(-1) + torch.tensor([0, 1, 0, 1], device=x.device)
-    bilinear = torch.stack(((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right), dim=-1)
-    inside = (rows >= 0) & (rows < h) & (cols >= 0) & (cols < w)
-    image = torch.arange(n, device=x.device).view(n, 1, 1, 1, 1)
-    cell = (image * h + rows.clamp(0, h - 1)) * w + cols.clamp(0, w - 1)
+    rows, row_weights = _neighbours(y, h)
+    cols, col_weights = _neighbours(x_pos, w)
+    image = torch.arange(n, dtype=torch.int32, device=x.device).view(n, 1, 1, 1, 1)
+    cells = ((image * h + rows) * w).unsqueeze(-1) + cols.unsqueeze(-2)  # (N, H, W, 9, 2, 2)
+    bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)
     table = x.permute(0, 2, 3, 1).reshape(-1, c)
-    bags = F.embedding_bag(cell.view(-1, 4), table, per_sample_weights=(bilinear * inside).view(-1, 4), mode="sum")
+    bags = F.embedding_bag(cells.view(-1, 4), table, per_sample_weights=bilinear.view(-1, 4), mode="sum")
     out = bags.view(n, h * w, 9 * c) @ weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
     return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The cells on either side of each position (...) on a line of ``size``: indices and linear weights (..., 2).
+
+    A cell outside the line has weight zero, and the index of one inside.
+    """
+    below = position.detach().floor()
+    above = position - below  # in [0, 1), with gradient
+    cells = torch.stack((below, below + 1), dim=-1)
+    weights = torch.stack((1 - above, above), dim=-1) * ((cells >= 0) & (cells < size))
+    return cells.clamp(0, size - 1).int(), weights
 
 
 def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
