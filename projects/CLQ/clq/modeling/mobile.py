@@ -24,9 +24,9 @@ class ShuffleNetV2(Backbone):
         super().__init__()
         body = torchvision.models.get_model(name, weights=None)
         self.conv1, self.maxpool = body.conv1, body.maxpool
-        self.stages = list(_STRIDES)[1 : list(_STRIDES).index(last) + 1]
+        self._stages = list(_STRIDES)[1 : list(_STRIDES).index(last) + 1]
         channels = {"stem": body.conv1[0].out_channels}
-        for stage in self.stages:
+        for stage in self._stages:
             self.add_module(stage, getattr(body, stage))
             channels[stage] = 2 * getattr(body, stage)[-1].branch2[0].in_channels  # half of a unit's input goes there
         self._shapes = {f: ShapeSpec(channels=c, stride=_STRIDES[f]) for f, c in channels.items()}
@@ -37,7 +37,7 @@ class ShuffleNetV2(Backbone):
         """Features of strides 4 to 32 by name, from images (N, 3, H, W)."""
         features = {"stem": self.maxpool(self.conv1(x))}
         x = features["stem"]
-        for stage in self.stages:
+        for stage in self._stages:
             x = features[stage] = getattr(self, stage)(x)
         return features
 
