@@ -106,17 +106,19 @@ class ATSSMatcher:
     def _nearest_cells(self, boxes: Tensor, valid_sizes: Tensor, widths: Tensor, strides: Tensor) -> Tensor:
         """(T, L, k) index within its level of the k cells nearest to each box's centre; -1 where a level has fewer."""
         center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # (T, 1, 2) xy
-        available = valid_sizes.flip(-1)  # (T, L, 2) columns, rows
+        available = valid_sizes.flip(-1).int()  # (T, L, 2) columns, rows; 32 bits: half the memory to go through
         index = _nearest_on_line(center / strides[:, None] - self.center_offset, available, self.topk)  # (T, L, 2, k)
         offset = (index + self.center_offset) * strides[:, None, None] - center[..., None]
         exists = torch.arange(self.topk, device=boxes.device) < available[..., None]
         squared = offset.square().where(exists, torch.inf)
         index = index.clamp(min=0)  # where nothing exists it may be negative, and would spoil the key
+        widths = widths.int()
         columns, rows = self.candidate_ranks.to(boxes.device)
         distance = squared[..., 0, :].index_select(-1, columns) + squared[..., 1, :].index_select(-1, rows)  # (T, L, C)
         cell = (index[..., 1, :] * widths[:, None]).index_select(-1, rows) + index[..., 0, :].index_select(-1, columns)
-        # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does.
-        key = (distance.view(torch.int32).long() << 32) | cell
+        # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does, and
+        # of two halves side by side in memory the second is the high one (all devices of torch are little-endian).
+        key = torch.stack((cell, distance.view(torch.int32)), dim=-1).view(torch.int64).squeeze(-1)
         key = key.topk(self.topk, dim=-1, largest=False, sorted=False).values
         return torch.where(key >= _INFINITELY_FAR, -1, key & 0xFFFFFFFF)
 
@@ -157,23 +159,23 @@ def _nearest_on_line(position: Tensor, available: Tensor, k: int) -> Tensor:
 
     Args:
         position: (...) real.
-        available: (...) int64, at least 1. Where it is below k, only the first ``available`` entries mean anything.
+        available: (...) int32, at least 1. Where it is below k, only the first ``available`` entries mean anything.
 
     Returns:
-        (..., k) int64.
+        (..., k) int32.
     """
-    nearest = torch.ceil(position - 0.5).long().clamp(min=0).minimum(available - 1)
+    nearest = torch.ceil(position - 0.5).int().clamp(min=0).minimum(available - 1)
     forward = position > nearest  # the second nearest lies above
     below, above = nearest, available - 1 - nearest
     near_side, far_side = torch.where(forward, above, below)[..., None], torch.where(forward, below, above)[..., None]
-    rank = torch.arange(k, device=position.device)
+    rank = torch.arange(k, dtype=torch.int32, device=position.device)
     alternating = torch.where(rank % 2 == 1, (rank + 1) // 2, -(rank // 2))
     steps = torch.where(
         far_side < rank // 2,
         rank - far_side,
         torch.where(near_side < (rank + 1) // 2, near_side - rank, alternating),
     )
-    return nearest[..., None] + steps * torch.where(forward, 1, -1)[..., None]
+    return nearest[..., None] + torch.where(forward[..., None], steps, -steps)
 
 
 def _unpack(best: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
