@@ -95,6 +95,9 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD | AdamW
     # Images a batch that BASE_LR is meant for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH. 0: BASE_LR.
     cfg.SOLVER.REFERENCE_BATCH = 16
+    cfg.SOLVER.EMA = CfgNode()  # exponential moving average of the weights, evaluated and saved beside them
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9998  # of the average, a step; less in the first steps: (1 + n) / (10 + n) after n
     cfg.SOLVER.AMP.DTYPE = "auto"  # auto (CUDA: fp16 with loss scaling, CPU: bf16) | fp16 | bf16
 
     aug = cfg.INPUT.AUG = CfgNode()  # on top of Detectron2's resizing, INPUT.CROP and INPUT.RANDOM_FLIP

@@ -50,6 +50,8 @@ def check_training(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the {workers} process(es)."
         )
+    if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise UserError(f"SOLVER.EMA.DECAY {cfg.SOLVER.EMA.DECAY}: must be at least 0 and below 1.")
 
 
 def make_folder(option: str, path: str) -> None:
