@@ -105,6 +105,24 @@ def test_the_average_of_the_weights_is_evaluated_saved_and_resumed(tiny, trained
     assert printed_results(tmp_path / "eval") == [average]
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(amp, tiny, tmp_path, run):
+    """With a backbone in which batch normalisation does not see the parts; with loss scaling, too."""
+    found = []
+    for parts in (1, 4):
+        folder = tmp_path / str(parts)
+        opts = ["SOLVER.ACCUMULATE", parts, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", folder, "MODEL.RESNETS.NORM", "GN"]
+        opts += ["SOLVER.AMP.ENABLED", amp, "SOLVER.AMP.DTYPE", "fp16", "SOLVER.OPTIMIZER", "SGD"]
+        assert run("train_net.py", "--config-file", tiny, *SHORT, *opts) == 0
+        (line,) = (folder / "metrics.json").read_text().splitlines()
+        found.append((json.loads(line), checkpoint(folder)["model"]))
+    (whole, weights), (split, others) = found
+    for name in ("total_loss", "loss_cls", "loss_box", "loss_quality", "lr"):
+        assert split[name] == pytest.approx(whole[name], rel=1e-3 if amp else 1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_resume_with_another_optimizer(tiny, trained, tmp_path, run, capsys):
     for name in ("model_final.pth", "last_checkpoint"):
         shutil.copy(trained / name, tmp_path)

@@ -36,6 +36,12 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
 @pytest.mark.parametrize(
     "opts, processes, said",
     [
+        (["SOLVER.ACCUMULATE", 4], 1, None),
+        (["SOLVER.ACCUMULATE", 4], 2, None),
+        (["SOLVER.ACCUMULATE", 4], 4, "SOLVER.ACCUMULATE 4: .* divide the 2 images that each process"),
+        (["SOLVER.ACCUMULATE", 3], 1, "SOLVER.ACCUMULATE 3: .* divide the 8 images"),
+        (["SOLVER.ACCUMULATE", 0], 1, "SOLVER.ACCUMULATE 0: must be at least 1"),
+        (["SOLVER.ACCUMULATE", 2, "MODEL.META_ARCHITECTURE", "RetinaNet"], 1, "ACCUMULATE 2: RetinaNet .*set it to 1"),
         (["SOLVER.EMA.ENABLED", True], 1, None),
         (["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 1.0], 1, r"SOLVER\.EMA\.DECAY 1\.0: .* below 1"),
     ],
