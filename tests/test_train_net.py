@@ -81,6 +81,48 @@ def test_resume_continues_where_the_training_stopped(tiny, tmp_path, run):
     assert checkpoint(tmp_path)["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 5
 
 
+def test_the_average_of_the_weights_is_evaluated_saved_and_resumed(tiny, trained, tmp_path, run):
+    argv = ["--config-file", tiny, "--resume", "MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    argv += ["SOLVER.EMA.ENABLED", True, "SOLVER.MAX_ITER"]
+    assert run("train_net.py", *argv, 2) == 0
+    before = checkpoint(tmp_path)["trainer"]["hooks"]["EMAHook"]
+    assert run("train_net.py", *argv, 3) == 0
+    after, weights = checkpoint(tmp_path)["trainer"]["hooks"]["EMAHook"], checkpoint(tmp_path)["model"]
+    assert (before["n_averaged"], after["n_averaged"]) == (2, 3)
+    final = torch.load(tmp_path / "model_final_ema.pth", weights_only=True)["model"]
+    assert final.keys() == weights.keys()
+    for name, value in weights.items():
+        if value.is_floating_point():  # after two steps 3 / 12 of the average is kept
+            torch.testing.assert_close(final[name], 0.25 * before["module." + name] + 0.75 * value)
+        assert torch.equal(final[name], after["module." + name])
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    own, average = printed_results(tmp_path)[-2:]
+    assert f"{last['bbox/AP50']:.4f}" == own.split(",")[1] and f"{last['EMA/bbox/AP50']:.4f}" == average.split(",")[1]
+    assert (tmp_path / "ema/inference/shapes_val/coco_instances_results.json").is_file()
+
+    argv = ["--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final_ema.pth", "OUTPUT_DIR", tmp_path / "eval"]
+    assert run("train_net.py", "--config-file", tiny, *argv) == 0
+    assert printed_results(tmp_path / "eval") == [average]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(amp, tiny, tmp_path, run):
+    """With a backbone in which batch normalisation does not see the parts; with loss scaling, too."""
+    found = []
+    for parts in (1, 4):
+        folder = tmp_path / str(parts)
+        opts = ["SOLVER.ACCUMULATE", parts, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", folder, "MODEL.RESNETS.NORM", "GN"]
+        opts += ["SOLVER.AMP.ENABLED", amp, "SOLVER.AMP.DTYPE", "fp16", "SOLVER.OPTIMIZER", "SGD"]
+        assert run("train_net.py", "--config-file", tiny, *SHORT, *opts) == 0
+        (line,) = (folder / "metrics.json").read_text().splitlines()
+        found.append((json.loads(line), checkpoint(folder)["model"]))
+    (whole, weights), (split, others) = found
+    for name in ("total_loss", "loss_cls", "loss_box", "loss_quality", "lr"):
+        assert split[name] == pytest.approx(whole[name], rel=1e-3 if amp else 1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_resume_with_another_optimizer(tiny, trained, tmp_path, run, capsys):
     for name in ("model_final.pth", "last_checkpoint"):
         shutil.copy(trained / name, tmp_path)

@@ -33,6 +33,29 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
             settings.check_training(cfg)
 
 
+@pytest.mark.parametrize(
+    "opts, processes, said",
+    [
+        (["SOLVER.ACCUMULATE", 4], 1, None),
+        (["SOLVER.ACCUMULATE", 4], 2, None),
+        (["SOLVER.ACCUMULATE", 4], 4, "SOLVER.ACCUMULATE 4: .* divide the 2 images that each process"),
+        (["SOLVER.ACCUMULATE", 3], 1, "SOLVER.ACCUMULATE 3: .* divide the 8 images"),
+        (["SOLVER.ACCUMULATE", 0], 1, "SOLVER.ACCUMULATE 0: must be at least 1"),
+        (["SOLVER.ACCUMULATE", 2, "MODEL.META_ARCHITECTURE", "RetinaNet"], 1, "ACCUMULATE 2: RetinaNet .*set it to 1"),
+        (["SOLVER.EMA.ENABLED", True], 1, None),
+        (["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 1.0], 1, r"SOLVER\.EMA\.DECAY 1\.0: .* below 1"),
+    ],
+)
+def test_parts_and_averages(opts, processes, said, monkeypatch):
+    monkeypatch.setattr(settings.comm, "get_world_size", lambda: processes)
+    cfg = config("SOLVER.IMS_PER_BATCH", 8, *opts)
+    if said is None:
+        settings.check_training(cfg)
+    else:
+        with pytest.raises(UserError, match=said):
+            settings.check_training(cfg)
+
+
 def test_folders(tmp_path):
     settings.make_folder("--output", str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()

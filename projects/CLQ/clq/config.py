@@ -33,6 +33,10 @@ def _add_model(cfg: CfgNode) -> None:
     c = cfg.MODEL.CLQ = CfgNode()
     c.NUM_CLASSES = -1  # K; -1: as many as the first training set has
     c.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    c.CHECKPOINT_BACKBONE = False  # activation checkpointing of the ResNet's stages: less memory, more time
+    # torch.compile of backbone and head, in training and inference. Losses and post-processing, whose shapes depend on
+    # what is in the images, stay as they are. Images of a second size compile it once more, for all sizes.
+    c.COMPILE = False
     c.RELU_BEFORE_P7 = False  # VFNet: P7 from P6 through a ReLU
     c.ANCHOR_SCALE = 8.0  # side of the one square anchor, in strides (ATSS)
     c.ANCHOR_OFFSET = 0.0  # its centre at (i + offset) * stride
@@ -99,6 +103,13 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD | AdamW
     # Images a batch that BASE_LR is meant for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH. 0: BASE_LR.
     cfg.SOLVER.REFERENCE_BATCH = 16
+    # Parts that each process's share of a batch goes through backbone and head in, one after the other: less memory, a
+    # forward pass more. Gradients are those of the batch in one go, but where batch normalisation learns: that sees the
+    # parts. IMS_PER_BATCH stays the images of a step.
+    cfg.SOLVER.ACCUMULATE = 1
+    cfg.SOLVER.EMA = CfgNode()  # exponential moving average of the weights, evaluated and saved beside them
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9998  # of the average, a step; less in the first steps: (1 + n) / (10 + n) after n
     cfg.SOLVER.AMP.DTYPE = "auto"  # auto (CUDA: fp16 with loss scaling, CPU: bf16) | fp16 | bf16
 
     aug = cfg.INPUT.AUG = CfgNode()  # on top of Detectron2's resizing, INPUT.CROP and INPUT.RANDOM_FLIP

@@ -50,6 +50,23 @@ def check_training(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the {workers} process(es)."
         )
+    _check_accumulate(cfg, batch // workers)
+    if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise UserError(f"SOLVER.EMA.DECAY {cfg.SOLVER.EMA.DECAY}: must be at least 0 and below 1.")
+
+
+def _check_accumulate(cfg: CfgNode, batch: int) -> None:
+    parts = cfg.SOLVER.ACCUMULATE
+    if parts < 1 or batch % parts:
+        raise UserError(
+            f"SOLVER.ACCUMULATE {parts}: must be at least 1 and divide the {batch} images that each process has of a "
+            "step (SOLVER.IMS_PER_BATCH)."
+        )
+    if parts > 1 and cfg.MODEL.META_ARCHITECTURE != "CLQ":
+        raise UserError(
+            f"SOLVER.ACCUMULATE {parts}: {cfg.MODEL.META_ARCHITECTURE} takes a batch in one go; set it to 1, and "
+            "SOLVER.IMS_PER_BATCH lower."
+        )
 
 
 def make_folder(option: str, path: str) -> None:

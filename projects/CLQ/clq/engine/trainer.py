@@ -8,7 +8,8 @@ import weakref
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -18,6 +19,7 @@ from torch import nn
 from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
+from clq.engine.hooks import EMAHook
 from clq.errors import UserError, blamed_on
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,27 @@ class Trainer(DefaultTrainer):
             scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR
             scaled.freeze()
         return scaled
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, and with ``SOLVER.EMA`` the average of the weights, evaluated whenever the weights are.
+
+        Its results are ``EMA/bbox/AP`` and so on, its detections in the folder ``ema/inference``.
+        """
+        hooks, ema = super().build_hooks(), self.cfg.SOLVER.EMA
+        if ema.ENABLED:
+            average = EMAHook(self.model, ema.DECAY, self.cfg.OUTPUT_DIR)
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
+
+            def evaluate():
+                logger.info("Evaluation of the moving average of the weights (SOLVER.EMA):")
+                return {"EMA": self.test(cfg, average.model)}
+
+            (own,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            hooks.insert(own + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))  # before what writes metrics.json
+            hooks.insert(0, average)  # before the checkpointer, which saves it
+        return hooks
 
     def train(self) -> dict | None:
         """Runs the training; returns the last evaluation's results on the main process."""

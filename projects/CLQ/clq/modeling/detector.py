@@ -18,6 +18,7 @@ from clq.modeling.criterion import DetectionLoss, Targets
 from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.recompute import recompute_stages, recomputed
 from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, build_task_aligned, pyramid_shapes
 from clq.modeling.scoring import ScoreRule
 from clq.modeling.task_aligned import TaskAlignedPhase
@@ -36,6 +37,8 @@ class CLQ(DenseDetector):
         loss: from predictions and targets to the dict of losses.
         selector: from predictions of one image to its detections.
         task_aligned: what takes the place of matcher and loss from some iteration on, or None.
+        num_parts: a training batch goes through backbone and head in so many parts, see :meth:`forward`.
+        compiled: backbone and head are compiled by torch when first called.
         pixel_mean, pixel_std: see :class:`DenseDetector`.
     """
 
@@ -51,6 +54,8 @@ class CLQ(DenseDetector):
         loss: DetectionLoss,
         selector: DetectionSelector,
         task_aligned: TaskAlignedPhase | None = None,
+        num_parts: int = 1,
+        compiled: bool = False,
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
@@ -61,6 +66,10 @@ class CLQ(DenseDetector):
         self.loss = loss
         self.selector = selector
         self.task_aligned = task_aligned
+        self.num_parts = num_parts
+        if compiled:  # in place: as modules around these, they would change the names of all weights
+            self.backbone.compile()
+            self.head.compile()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -73,6 +82,8 @@ class CLQ(DenseDetector):
         c = cfg.MODEL.CLQ
         with blamed_on("MODEL.BACKBONE, RESNETS, SHUFFLENET and FPN"):
             backbone = build_backbone(cfg)
+        if c.CHECKPOINT_BACKBONE:
+            recompute_stages(backbone)
         shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
         coder, quality = build_coder(cfg), build_quality(cfg)
@@ -90,9 +101,33 @@ class CLQ(DenseDetector):
             "loss": build_loss(cfg, coder, quality, score),
             "selector": DetectionSelector(score, coder, *limits),
             "task_aligned": build_task_aligned(cfg, coder, quality, score),
+            "num_parts": cfg.SOLVER.ACCUMULATE,
+            "compiled": c.COMPILE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """As in Detectron2, but that a training batch may go through backbone and head in parts.
+
+        The parts are padded alike, their outputs joined, and the losses are those of the whole batch, matching and
+        normalisers included. In the backward pass each part is computed again when its turn comes, so that at any time
+        the intermediate results of one part alone are in memory.
+        """
+        if not self.training or self.num_parts == 1:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        parts = [recomputed(self, self._predict, x) for x in images.tensor.chunk(self.num_parts)]
+        fields = zip(*parts, strict=True)  # each a tuple over parts of lists over levels
+        predictions = Predictions(*([torch.cat(level) for level in zip(*field, strict=True)] for field in fields))
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        # Of the features, the losses need the sizes alone.
+        return self.forward_training(images, predictions.cls_logits, predictions, gt_instances)
+
+    def _predict(self, images: Tensor) -> Predictions:
+        """Raw outputs for images (N, 3, H, W)."""
+        features = self.backbone(images)
+        return self.head([features[f] for f in self.head_in_features])
 
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
