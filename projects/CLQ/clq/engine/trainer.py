@@ -9,7 +9,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -19,6 +21,7 @@ from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
 from clq.errors import UserError, blamed_on
+from clq.modeling.test_time_augmentation import DenseTTA
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,27 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def build_hooks(self) -> list:
+        """Detectron2's, and with ``TEST.AUG.ENABLED`` the test with augmentation at the end of the training."""
+        hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # After the plain test, before the writers, which close.
+            after = next(i for i, hook in enumerate(hooks, start=1) if isinstance(hook, EvalHook))
+            hooks.insert(after, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return hooks
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """:meth:`test` with the augmentation of ``TEST.AUG``; names of results end with ``_TTA``, as in Detectron2."""
+        logger.info("Test with augmentation: short sides %s, flip %s", cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # the loader leaves images as they are: each is resized once, not twice
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, DenseTTA(model, DatasetMapperTTA(cfg)), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -134,12 +158,12 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
         """COCO's box metrics, over as many detections an image as the detector may return (COCO: 100)."""
         return COCOEvaluator(
             dataset_name,
             tasks=("bbox",),
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            output_dir=os.path.join(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"), dataset_name),
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
