@@ -40,6 +40,8 @@ def main(args):
         model = Trainer.build_model(cfg)
         Checkpointer(model, cfg.OUTPUT_DIR, strict=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            Trainer.test_with_TTA(cfg, model)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

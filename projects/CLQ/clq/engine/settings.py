@@ -7,6 +7,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from clq.errors import UserError
+from clq.modeling.test_time_augmentation import check_augmentation
 
 _DEPTHS = 18, 34, 50, 101, 152  # of Detectron2's ResNets
 _NO_BOXES = "SemanticSegmentor", "PanopticFPN"
@@ -33,6 +34,7 @@ def check_model(cfg: CfgNode) -> None:
             raise UserError(f"MODEL.{key}: detectors of boxes alone run here; set it to False.")
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
+    check_augmentation(cfg)
 
 
 def check_training(cfg: CfgNode) -> None:

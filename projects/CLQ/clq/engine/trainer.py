@@ -11,6 +11,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,6 +22,7 @@ from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.hooks import EMAHook
 from clq.errors import UserError, blamed_on
+from clq.modeling.test_time_augmentation import DenseTTA
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +62,17 @@ class Trainer(DefaultTrainer):
         return scaled
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and with ``SOLVER.EMA`` the average of the weights, evaluated whenever the weights are.
+        """Detectron2's, and those of ``SOLVER.EMA`` and ``TEST.AUG``.
 
-        Its results are ``EMA/bbox/AP`` and so on, its detections in the folder ``ema/inference``.
+        With the first, the average of the weights is evaluated whenever the weights are: results ``EMA/bbox/AP`` and so
+        on, detections in the folder ``ema/inference``. With the second, the training ends with a test with augmentation.
         """
-        hooks, ema = super().build_hooks(), self.cfg.SOLVER.EMA
-        if ema.ENABLED:
-            average = EMAHook(self.model, ema.DECAY, self.cfg.OUTPUT_DIR)
-            cfg = self.cfg.clone()
+        hooks, cfg = super().build_hooks(), self.cfg.clone()
+        own = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        if cfg.TEST.AUG.ENABLED:
+            hooks.insert(own + 1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before the writers
+        if cfg.SOLVER.EMA.ENABLED:
+            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
             cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
 
@@ -75,8 +80,7 @@ class Trainer(DefaultTrainer):
                 logger.info("Evaluation of the moving average of the weights (SOLVER.EMA):")
                 return {"EMA": self.test(cfg, average.model)}
 
-            (own,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-            hooks.insert(own + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))  # before what writes metrics.json
+            hooks.insert(own + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
         return hooks
 
@@ -86,6 +90,18 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """:meth:`test` with the augmentation of ``TEST.AUG``; names of results end with ``_TTA``, as in Detectron2."""
+        logger.info("Test with augmentation: short sides %s, flip %s", cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # the loader leaves images as they are: each is resized once, not twice
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, DenseTTA(model, DatasetMapperTTA(cfg)), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -157,12 +173,12 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
         """COCO's box metrics, over as many detections an image as the detector may return (COCO: 100)."""
         return COCOEvaluator(
             dataset_name,
             tasks=("bbox",),
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            output_dir=os.path.join(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"), dataset_name),
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )

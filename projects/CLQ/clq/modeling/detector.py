@@ -166,9 +166,27 @@ class CLQ(DenseDetector):
 
     def forward_inference(self, images: ImageList, features: list[Tensor], predictions: Predictions) -> list[Instances]:
         """Detections of each image, in pixels of the network's input."""
+        return [self.selector.select(x) for x in self._candidates(images, features, predictions)]
+
+    @torch.no_grad()
+    def candidates(self, batched_inputs: list[dict]) -> list[Instances]:
+        """What inference selects the detections of each image from, in pixels of the network's input.
+
+        Args:
+            batched_inputs: as of :meth:`forward`.
+
+        Returns:
+            Of each image, see :meth:`~clq.modeling.postprocess.DetectionSelector.candidates`.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[f] for f in self.head_in_features]
+        return self._candidates(images, features, self.head(features))
+
+    def _candidates(self, images: ImageList, features: list[Tensor], predictions: Predictions) -> list[Instances]:
         anchors = [a.tensor for a in self.anchor_generator(features)]
         return [
-            self.selector(predictions.of_image(i), anchors, self.strides, size)
+            self.selector.candidates(predictions.of_image(i), anchors, self.strides, size)
             for i, size in enumerate(images.image_sizes)
         ]
 

@@ -34,28 +34,37 @@ class DetectionSelector:
     def __call__(
         self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
     ) -> Instances:
-        """Detections of one image, best first.
+        """Detections of one image, best first: :meth:`candidates`, then :meth:`select`."""
+        return self.select(self.candidates(predictions, anchors, strides, image_size))
+
+    def candidates(
+        self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
+    ) -> Instances:
+        """What scores above the threshold, the best of each level.
 
         Args:
             predictions: :class:`~clq.modeling.head.Predictions` of one image: lists over levels of (R_l, channels).
             anchors: per level (R_l, 4) XYXY pixels.
             strides: per level.
-            image_size: (H, W) of the network's input without padding; boxes are clipped to it.
+            image_size: (H, W) of the network's input without padding.
 
         Returns:
-            :class:`Instances` with ``pred_boxes``, ``scores`` (final), ``pred_classes`` and, where there is a quality
-            branch, ``cls_scores`` and ``pred_quality``.
+            :class:`Instances` with ``pred_boxes`` (which may reach out of the image), ``scores`` (final),
+            ``pred_classes`` and, where there is a quality branch, ``cls_scores`` and ``pred_quality``.
         """
         cls_logits, box_pred, quality_logits, _ = predictions
         quality_logits = quality_logits or [None] * len(cls_logits)
         levels = zip(cls_logits, box_pred, quality_logits, anchors, strides, strict=True)
-        found = Instances.cat([self._candidates(*level, image_size) for level in levels])
-        found.pred_boxes.clip(image_size)
-        found = found[found.pred_boxes.nonempty()]
+        return Instances.cat([self._of_level(*level, image_size) for level in levels])
+
+    def select(self, candidates: Instances) -> Instances:
+        """Clips the boxes of an image's candidates to it (in place); those that class-wise NMS leaves, best first."""
+        candidates.pred_boxes.clip(candidates.image_size)
+        found = candidates[candidates.pred_boxes.nonempty()]
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
         return found[keep[: self.max_detections]]
 
-    def _candidates(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
+    def _of_level(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
         # No quality raises a score above the class score (to its power), so that logit alone rules out almost
         # everything, at the cost of one comparison. The margin (lost in half precision) leaves the verdict on the
         # borderline to the exact one.

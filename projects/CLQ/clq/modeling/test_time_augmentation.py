@@ -1,0 +1,83 @@
+"""Test-time augmentation of a one-stage detector: several sizes and flips of an image, one NMS over all candidates."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import DatasetMapperTTA
+from detectron2.structures import Boxes, Instances
+from fvcore.transforms.transform import Transform
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clq.errors import UserError
+from clq.modeling.detector import CLQ
+
+
+class DenseTTA(nn.Module):
+    """The detector of a config, on several versions of each image; called as the detector itself in evaluation.
+
+    Each version gives its candidates, which go back to the original image. Only there, and over all versions at once,
+    are they clipped and is NMS applied: a detection that one version alone has found competes with all others, and
+    ``TEST.DETECTIONS_PER_IMAGE`` counts once.
+
+    The versions run one after the other. So memory is that of one inference at the largest size, and time grows with
+    the number of pixels: Detectron2's nine sizes with flips hold 20 times those of one image of short side 800.
+
+    Args:
+        model: the detector; its evaluation mode is taken over.
+        mapper: makes the versions of a batched input, as Detectron2's :class:`DatasetMapperTTA`. It resizes
+            ``image`` as it comes; where that is of the original size already, pixels are interpolated only once.
+    """
+
+    def __init__(self, model: CLQ | DistributedDataParallel, mapper: DatasetMapperTTA):
+        super().__init__()
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.mapper = mapper
+        self.train(model.training)  # Detectron2's evaluation puts back the mode in which it finds a model
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detections of each image, in pixels of ``height`` x ``width``, or of ``image`` where these are not given.
+
+        Raises:
+            UserError: an image is so thin that nothing is left of it at one of the sizes.
+        """
+        return [{"instances": self._detect(x)} for x in batched_inputs]
+
+    def _detect(self, image: dict) -> Instances:
+        height, width = image["image"].shape[-2:]
+        image = {"height": height, "width": width, **image}
+        size = image["height"], image["width"]
+        try:
+            versions = self.mapper(image)
+        except ValueError as e:  # Pillow's, about a height or width of 0
+            name = image.get("file_name", f"of {width} x {height} pixels")
+            raise UserError(f"image {name}: too thin for TEST.AUG.MIN_SIZES and MAX_SIZE; take it out.") from e
+        found = [_moved(self.model.candidates([x])[0], x["transforms"].inverse(), size) for x in versions]
+        return self.model.selector.select(Instances.cat(found))
+
+
+def _moved(instances: Instances, transform: Transform, image_size: tuple[int, int]) -> Instances:
+    """The same with boxes transformed, on an image of another size (H, W)."""
+    boxes = instances.pred_boxes.tensor
+    moved = Instances(image_size, **instances.get_fields())
+    moved.pred_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes.cpu().numpy())).to(boxes))
+    return moved
+
+
+def check_augmentation(cfg: CfgNode) -> None:
+    """Checks ``TEST.AUG``.
+
+    Raises:
+        UserError: it is enabled, and a value is out of range or the model has no such test.
+    """
+    aug, kind = cfg.TEST.AUG, cfg.MODEL.META_ARCHITECTURE
+    if not aug.ENABLED:
+        return
+    if kind != "CLQ":
+        raise UserError(f"TEST.AUG.ENABLED True: {kind} models have no such test here; set it to False.")
+    if not aug.MIN_SIZES or any(not isinstance(size, int) or size < 0 for size in aug.MIN_SIZES):
+        sizes = list(aug.MIN_SIZES)
+        raise UserError(
+            f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels, 0 for the image's own."
+        )
+    if aug.MAX_SIZE < 1:
+        raise UserError(f"TEST.AUG.MAX_SIZE {aug.MAX_SIZE}: must be at least 1.")
