@@ -65,7 +65,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's, and those of ``SOLVER.EMA`` and ``TEST.AUG``.
 
         With the first, the average of the weights is evaluated whenever the weights are: results ``EMA/bbox/AP`` and so
-        on, detections in the folder ``ema/inference``. With the second, the training ends with a test with augmentation.
+        on, detections in the folder ``ema/inference``. With the second, a training ends with a test with augmentation.
         """
         hooks, cfg = super().build_hooks(), self.cfg.clone()
         own = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
