@@ -35,7 +35,8 @@ def _add_model(cfg: CfgNode) -> None:
     c.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     c.CHECKPOINT_BACKBONE = False  # activation checkpointing of the ResNet's stages: less memory, more time
     # torch.compile of backbone and head, in training and inference. Losses and post-processing, whose shapes depend on
-    # what is in the images, stay as they are. Images of a second size compile it once more, for all sizes.
+    # what is in the images, stay as they are. Each of the first few image sizes compiles it once more, for a range of
+    # sizes; after torch's recompile limit (8) a size that no compiled form fits runs without.
     c.COMPILE = False
     c.RELU_BEFORE_P7 = False  # VFNet: P7 from P6 through a ReLU
     c.ANCHOR_SCALE = 8.0  # side of the one square anchor, in strides (ATSS)

@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clq.config import check_ranges
-from clq.errors import blamed_on
+from clq.errors import UserError, blamed_on
 from clq.modeling.criterion import DetectionLoss, Targets
 from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher
@@ -83,6 +83,8 @@ class CLQ(DenseDetector):
         with blamed_on("MODEL.BACKBONE, RESNETS, SHUFFLENET and FPN"):
             backbone = build_backbone(cfg)
         if c.CHECKPOINT_BACKBONE:
+            if c.COMPILE:  # torch's tracer does not follow what keeps running statistics still
+                raise UserError("MODEL.CLQ.CHECKPOINT_BACKBONE: does not go with MODEL.CLQ.COMPILE; set one to False.")
             recompute_stages(backbone)
         shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]

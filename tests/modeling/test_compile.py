@@ -1,0 +1,73 @@
+"""MODEL.CLQ.COMPILE: what torch.compile is given, and that nothing else changes.
+
+The graphs are run as they were traced: building kernels takes minutes, and is torch's to test.
+"""
+
+import pytest
+import torch
+from clq.errors import UserError
+from detectron2.utils.events import EventStorage
+from tiny_detectors import build, sample
+from torch import nn
+
+# One level, which takes a fifth of the time to trace; detections from an untrained model.
+SMALL = "MODEL.CLQ.IN_FEATURES", ["p3"], "MODEL.CLQ.SCORE_THRESH", 0.0
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs traced so far."""
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    own = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: own(module, backend=backend))
+    torch._dynamo.reset()
+    yield traced
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("row", ["atss", "clq"])
+def test_a_compiled_detector_is_the_same_detector(row, graphs):
+    plain, compiled = build(row, *SMALL), build(row, *SMALL, "MODEL.CLQ.COMPILE", True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    batch = [sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]), sample((96, 128))]
+    for model in (plain, compiled):
+        with EventStorage():
+            sum(model(batch).values()).backward()
+    assert len(graphs) == 2  # backbone and head, each in one piece
+    for (name, p), q in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+    with torch.no_grad():
+        ours, theirs = (model.eval()(batch[:1])[0]["instances"] for model in (compiled, plain))
+    assert len(graphs) == 4  # traced again without gradient
+    assert len(theirs) == 100
+    torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+
+
+def test_a_compiled_detector_takes_its_batch_in_parts(graphs):
+    opts = *SMALL, "SOLVER.ACCUMULATE", 2
+    plain, compiled = build("atss", *opts), build("atss", *opts, "MODEL.CLQ.COMPILE", True)
+    batch = [sample((96, 128), [(20, 10, 70, 60)]), sample((96, 128))]
+    for model in (plain, compiled):
+        with EventStorage():
+            sum(model(batch).values()).backward()
+    assert len(graphs) == 2
+    for (name, p), q in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_nothing_is_compiled_unless_asked(graphs):
+    with EventStorage():
+        build("atss", *SMALL)([sample((96, 128))])
+    assert not graphs
+
+
+def test_recomputed_stages_are_not_compiled():
+    with pytest.raises(UserError, match=r"CHECKPOINT_BACKBONE: does not go with MODEL\.CLQ\.COMPILE"):
+        build("clq", "MODEL.CLQ.CHECKPOINT_BACKBONE", True, "MODEL.CLQ.COMPILE", True)
