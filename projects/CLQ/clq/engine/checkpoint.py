@@ -197,8 +197,8 @@ class Checkpointer(DetectionCheckpointer):
         if missing or unknown:
             shapes = [s for s in shapes if s[0].startswith(BODY)]
             raise UserError(
-                f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make MODEL.RESNETS "
-                "(DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) and MODEL.WEIGHTS agree."
+                f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make "
+                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) and MODEL.WEIGHTS agree."
             )
 
 

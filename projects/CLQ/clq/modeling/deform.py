@@ -4,7 +4,6 @@ Detectron2's ``DeformConv`` and ``ModulatedDeformConv`` need its compiled ops; o
 other not even a forward. Here the same weights under the same names run anywhere.
 """
 
-import torch
 from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
@@ -25,9 +24,8 @@ class TorchvisionDeformConv(Conv2d):
         Returns:
             (N, O, H', W') of the weight's type, float32, whatever autocast says: the op has no short types on the CPU.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            x, offset, mask = (t if t is None else t.to(self.weight.dtype) for t in (x, offset, mask))
-            x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        x, offset, mask = (t if t is None else t.to(self.weight.dtype) for t in (x, offset, mask))
+        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
