@@ -14,6 +14,11 @@ SHRINK = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NUM_GROUPS", 1),
     *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.CLQ.CONV_DIM", 32, "MODEL.CLQ.NUM_CLASSES", 2, "DATASETS.TRAIN", []),
 ]
+# Deformable bodies and Res2Nets are bottlenecks of at least 50 layers: narrow ones.
+NARROW = [
+    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.NUM_GROUPS", 4, "MODEL.RESNETS.WIDTH_PER_GROUP", 1),
+]
 # The rows, by hand: class loss, weight of GIoU, what weighs it, quality, its exponent where it is used, alignment.
 ROWS = {
     "ATSS/atss_R_50_FPN_1x": ("focal", 2.0, "centerness", "centerness", None, "none"),
@@ -41,6 +46,9 @@ ROWS = {
     "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R_101_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
 }
 CODINGS = {
     "GFL": "distribution",
@@ -49,6 +57,8 @@ CODINGS = {
     "VFNET": "distance",
     "TOOD": "ltrb",
 }
+# For the checkpoints of MMDetection: the row, for COCO's classes, without weights to start from.
+MMDET = [f"{name}_R_50_FPN_1x" for name in ("ATSS/atss", "GFL/gfl", "GFLV2/gflv2", "VFNET/vfnet", "TOOD/tood")]
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
 SIZE = {f"INPUT.{k}" for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP")}
@@ -103,7 +113,7 @@ def test_only_plain_yaml(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_with_random_weights(name):
-    cfg = load(name, *SHRINK)
+    cfg = load(name, *SHRINK, *(NARROW if "_DCN_" in name else []))
     model = build_model(cfg)
     c = cfg.MODEL.CLQ
     assert (model.head.quality_pred is None) == (c.QUALITY.NAME == "none")
@@ -161,7 +171,19 @@ def test_row(name):
 
 def test_every_row_is_checked():
     kept_elsewhere = {n for n in NAMES if n.startswith("sample/")} | {"Base-Dense-R50-FPN.yaml"}
-    assert set(NAMES) - kept_elsewhere == {f"{name}.yaml" for name in ROWS}
+    assert set(NAMES) - kept_elsewhere == {f"{name}.yaml" for name in [*ROWS, *map(of_mmdet, MMDET)]}
+
+
+def of_mmdet(row):
+    return row.replace("/", "/mmdet_")
+
+
+@pytest.mark.parametrize("row", MMDET)
+def test_the_config_of_a_checkpoint_is_its_rows(row):
+    assert differing(row, of_mmdet(row)) == {"MODEL.WEIGHTS", "MODEL.CLQ.NUM_CLASSES"}
+    cfg = load(of_mmdet(row) + ".yaml")
+    assert (cfg.MODEL.WEIGHTS, cfg.MODEL.CLQ.NUM_CLASSES) == ("", 80)
+    assert ("vfnet" in row) == cfg.MODEL.CLQ.RELU_BEFORE_P7
 
 
 @pytest.mark.parametrize("one, other, keys", STEPS)
@@ -186,6 +208,24 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
             "CLQ/clq_R_101_FPN_2x_ms",
             "CLQ/clq_X_101_64x4d_FPN_2x_ms",
             {"MODEL.WEIGHTS", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"},
+        ),
+        (
+            "GFLV2/gflv2_R_101_FPN_2x_ms",
+            "GFLV2/gflv2_R_101_DCN_FPN_2x_ms",
+            {"MODEL.RESNETS.DEFORM_ON_PER_STAGE", "MODEL.RESNETS.DEFORM_MODULATED"},
+        ),
+        (
+            "GFLV2/gflv2_R_101_DCN_FPN_2x_ms",
+            "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms",
+            {"MODEL.WEIGHTS", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"},
+        ),
+        (
+            "GFLV2/gflv2_R_101_DCN_FPN_2x_ms",
+            "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms",
+            {
+                *("MODEL.WEIGHTS", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
+                "MODEL.BACKBONE.NAME",
+            },
         ),
     ],
 )

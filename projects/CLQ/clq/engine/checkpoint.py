@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from iopath.common.file_io import file_lock
 from torch import Tensor
 
+from clq.engine.body_names import BODY, BODY_MARKS, body_names
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,42 +24,28 @@ TORCHVISION_BODIES = (
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
 )
-BODY = "backbone.bottom_up."
 CLASS_LAYER = "head.cls_logits."
 
-# Detectron2's name of each part of a torchvision body, tried in order. ShuffleNets keep theirs.
-_RENAMES = (
-    (r"conv1\.(\w+)", r"stem.conv1.\1"),
-    (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.(\w+)", r"res\1.\2.conv\3.\4"),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", r"res\1.\2.conv\3.norm.\4"),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.(\w+)", r"res\1.\2.shortcut.\3"),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res\1.\2.shortcut.norm.\3"),
-    (r"(conv1\.\d|stage\d)\.(.+)", r"\1.\2"),
-)
 
-
-def torchvision_to_detectron2(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of a torchvision ResNet, ResNeXt or ShuffleNet to a detector's, under ``backbone.bottom_up``.
+def torchvision_to_detectron2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of a ResNet, Res2Net or ShuffleNet to those of a detector's, under ``backbone.bottom_up``.
 
     The classifier (``fc``, ``conv5``) and the batch counters, which a detector has no use for, are left out.
 
+    Args:
+        state_dict: with the names of torchvision, or of MMDetection where that has none: deformable convolutions, and
+            Res2Net in its v1d form.
+
     Raises:
-        UserError: a weight that none of these has.
+        UserError: a weight that no such body has.
     """
-    converted = {}
-    for key, value in state_dict.items():
-        if not key.startswith(("fc.", "conv5.")) and not key.endswith(".num_batches_tracked"):
-            converted[BODY + _detectron2_name(key)] = value
-    return converted
-
-
-def _detectron2_name(key: str) -> str:
-    for pattern, name in _RENAMES:
-        if re.fullmatch(pattern, key):
-            name = re.sub(pattern, name, key)
-            return re.sub(r"^res(\d)", lambda m: f"res{int(m[1]) + 1}", name)  # layer1 is res2
-    raise UserError(f"{key}: no body of torchvision's has this weight; use one of {', '.join(TORCHVISION_BODIES)}.")
+    names, unknown = body_names(state_dict)
+    if unknown:
+        raise UserError(
+            f"{unknown[0]}: no body of torchvision's has this weight, nor has a Res2Net; use one of "
+            f"{', '.join(TORCHVISION_BODIES)}."
+        )
+    return {name: state_dict[key] for key, name in names.items()}
 
 
 def _torchvision_file(name: str) -> str:
@@ -138,14 +125,17 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict:
         checkpoint = self._read(filename)
         if isinstance(checkpoint, dict) and "model" not in checkpoint:
-            checkpoint = {"model": checkpoint}
+            inner = checkpoint.get("state_dict")  # where OpenMMLab's files of a body may keep it
+            checkpoint = {
+                "model": inner if isinstance(inner, dict) and any(mark in inner for mark in BODY_MARKS) else checkpoint
+            }
         weights = checkpoint["model"] if isinstance(checkpoint, dict) else None
         if not isinstance(weights, dict) or not all(isinstance(w, (Tensor, np.ndarray)) for w in weights.values()):
             raise UserError(
                 f"{self._source}: holds no weights of Detectron2 or torchvision; those of MMDetection are translated "
                 "by clq.convert_mmdet."
             )
-        if "layer1.0.conv1.weight" in weights or "stage2.0.branch1.0.weight" in weights:
+        if any(mark in weights for mark in BODY_MARKS):
             checkpoint["model"] = torchvision_to_detectron2(weights)
         return checkpoint
 
@@ -212,8 +202,9 @@ class Checkpointer(DetectionCheckpointer):
         if missing or unknown:
             shapes = [s for s in shapes if s[0].startswith(BODY)]
             raise UserError(
-                f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make MODEL.RESNETS "
-                "(DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or MODEL.SHUFFLENET.NAME and MODEL.WEIGHTS agree."
+                f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make "
+                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or MODEL.SHUFFLENET.NAME, and "
+                "MODEL.WEIGHTS agree."
             )
 
 

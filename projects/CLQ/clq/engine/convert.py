@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clq.engine.checkpoint import torchvision_to_detectron2
+from clq.engine.body_names import BODY, body_names, rename
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -44,16 +44,31 @@ _NECK = (
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"fpn_output{i + 3}.\1") for i in range(3)),
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"top_block.p{i + 3}.\1") for i in (3, 4)),
 )
+_BACKBONE = "backbone."
 _CONSTANTS = ("integral.project",)  # buffers that hold no weight
-_GFLV2 = "configs/GFLV2/gflv2_R_50_FPN_1x.yaml"
-# Config of the row -> the layers that its head must have and those it must not have.
+_GFLV2 = "configs/GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml"
+# Config of the row, with a ResNet-50 -> the layers that its head must have and those it must not have.
 _ROWS = {
-    "configs/ATSS/atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
-    "configs/VFNET/vfnet_R_50_FPN_1x.yaml": ("vfnet_cls vfnet_reg_refine scales_refine", ""),
-    "configs/TOOD/tood_R_50_FPN_1x.yaml": ("tood_cls tood_reg inter_convs reg_offset_module", ""),
-    "configs/GFL/gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
+    "configs/ATSS/mmdet_atss_R_50_FPN_1x.yaml": ("atss_cls atss_reg atss_centerness", ""),
+    "configs/VFNET/mmdet_vfnet_R_50_FPN_1x.yaml": ("vfnet_cls vfnet_reg_refine scales_refine", ""),
+    "configs/TOOD/mmdet_tood_R_50_FPN_1x.yaml": ("tood_cls tood_reg inter_convs reg_offset_module", ""),
+    "configs/GFL/mmdet_gfl_R_50_FPN_1x.yaml": ("gfl_cls gfl_reg", "reg_conf"),
     _GFLV2: ("gfl_cls gfl_reg reg_conf", ""),
 }
+# The keys that those configs leave open, as they are in them.
+_OPEN = {
+    "MODEL.BACKBONE.NAME": "build_dense_resnet_fpn_backbone",
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
+    "MODEL.RESNETS.DEFORM_MODULATED": False,
+    "MODEL.CLQ.NUM_CLASSES": 80,
+}
+# (blocks in res4, whether they are bottlenecks) -> depth
+_DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
 _COCO = 80  # classes
 
 
@@ -76,23 +91,27 @@ def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _convert(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The converted weights, and the names of those that have no place."""
-    converted, unplaced = {}, []
-    for key, value in state_dict.items():
-        name = _our_name(key)
-        if name:
-            converted[name] = value
-        elif not key.endswith((*_CONSTANTS, "num_batches_tracked")):
+    body = [key[len(_BACKBONE) :] for key in state_dict if key.startswith(_BACKBONE)]
+    names, unplaced = body_names(body)
+    names, unplaced = {_BACKBONE + k: name for k, name in names.items()}, [_BACKBONE + k for k in unplaced]
+    for key in state_dict:
+        if key.startswith(_BACKBONE) or key.endswith((*_CONSTANTS, "num_batches_tracked")):
+            continue
+        if name := _our_name(key):
+            names[key] = name
+        else:
             unplaced.append(key)
-    return _join_scales(converted), unplaced
+    return _join_scales({name: state_dict[key] for key, name in names.items()}), unplaced
 
 
-def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str]:
+def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str, dict[str, object]]:
     """A checkpoint file of MMDetection 2.x or 3.x, converted whole.
 
     The class layer of GFLv2's authors has a channel for the background, which nothing reads; it is left out.
 
     Returns:
-        The weights of a :class:`~clq.modeling.detector.CLQ`, and the config of its row (with a ResNet-50).
+        The weights of a :class:`~clq.modeling.detector.CLQ`, the config of its row, and the keys in which this detector
+        differs from that config: another body, another number of classes.
 
     Raises:
         UserError: no such file, no checkpoint, one that holds more than weights, of another detector, or with weights
@@ -109,7 +128,8 @@ def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str]:
         logger.info("%s: %d class channels; the last one, of the background, is left out", path, channels)
         for name in ("head.cls_logits.weight", "head.cls_logits.bias"):
             converted[name] = converted[name][:-1].clone()
-    return converted, config
+    found = {**_body_of(path, converted), "MODEL.CLQ.NUM_CLASSES": len(converted["head.cls_logits.weight"])}
+    return converted, config, {key: value for key, value in found.items() if value != _OPEN[key]}
 
 
 def _read(path: str) -> dict:
@@ -138,6 +158,30 @@ def _row_of(path: str, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> st
     raise UserError(f"{path}: no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection ({has}).")
 
 
+def _body_of(path: str, weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """The config keys of the body in a whole detector's converted weights."""
+    shapes = {key[len(BODY) :]: value.shape for key, value in weights.items() if key.startswith(BODY)}
+    bottleneck, res2net = "res2.0.conv3.weight" in shapes, "res2.0.conv2.0.weight" in shapes
+    num_blocks = len({key.split(".")[1] for key in shapes if key.startswith("res4.")})
+    if (num_blocks, bottleneck) not in _DEPTHS:
+        raise UserError(f"{path}: its body, with {num_blocks} blocks in layer3, is of no depth that Detectron2 has.")
+    of_chain = ".0" if res2net else ""  # a Res2Net's 3x3 convolutions are several, and alike
+    offsets = [shapes.get(f"res{i}.0.conv2_offset{of_chain}.bias", (0,))[0] for i in (2, 3, 4, 5)]
+    if not set(offsets) <= {0, 18, 27}:  # (dy, dx), or these and a weight, of 9 taps
+        raise UserError(f"{path}: has deformable convolutions in several groups, which are not told apart here.")
+    width = shapes[f"res2.0.conv2{of_chain}.weight"][1]
+    return {
+        "MODEL.BACKBONE.NAME": f"build_dense_{'res2net' if res2net else 'resnet'}_fpn_backbone",
+        "MODEL.RESNETS.DEPTH": _DEPTHS[num_blocks, bottleneck],
+        "MODEL.RESNETS.NUM_GROUPS": shapes["res2.0.conv1.weight"][0] // width,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": shapes["res2.0.conv1.weight"][1],
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": shapes[f"res2.0.conv{3 if bottleneck else 2}.weight"][0],
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [channels > 0 for channels in offsets],
+        "MODEL.RESNETS.DEFORM_MODULATED": 27 in offsets,
+    }
+
+
 def _num_classes(checkpoint: Mapping) -> int:
     """Of the data set that MMDetection noted (2.x: CLASSES, 3.x: dataset_meta); COCO's where it noted none."""
     meta = checkpoint.get("meta") or {}
@@ -146,24 +190,15 @@ def _num_classes(checkpoint: Mapping) -> int:
 
 
 def _our_name(key: str) -> str | None:
+    """Of a weight that is not the body's."""
     module, _, rest = key.partition(".")
-    if module == "backbone":
-        try:
-            return next(iter(torchvision_to_detectron2({rest: None})), None)
-        except UserError:
-            return None
     if module == "neck":
-        return _rename(rest, _NECK, "backbone.")
-    if module == "bbox_head":
-        return _rename(rest, _HEAD, "head.")
-    return _rename(key, _HEAD, "")
-
-
-def _rename(key: str, table: tuple[tuple[str, str], ...], prefix: str) -> str | None:
-    for pattern, name in table:
-        if re.fullmatch(pattern, key):
-            return prefix + re.sub(pattern, name, key)
-    return None
+        name, prefix = rename(rest, _NECK), "backbone."
+    elif module == "bbox_head":
+        name, prefix = rename(rest, _HEAD), "head."
+    else:
+        name, prefix = rename(key, _HEAD), ""
+    return name and prefix + name
 
 
 def _join_scales(weights: dict[str, Tensor]) -> dict[str, Tensor]:

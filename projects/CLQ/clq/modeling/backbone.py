@@ -1,13 +1,17 @@
-"""The pyramid of ATSS, GFL and CLQ: P3 to P7 on a ResNet, with P6 from P5."""
+"""The pyramid of ATSS, GFL and CLQ: P3 to P7 on a ResNet or a Res2Net, with P6 from P5."""
+
+from collections.abc import Callable
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clq.errors import UserError
+from clq.modeling.deform import use_torchvision_ops
+from clq.modeling.res2net import build_res2net_backbone
 
 
 class TopLevelsFromP5(nn.Module):
@@ -46,7 +50,26 @@ class TopLevelsFromP5(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """P3 to P7 (strides 8 to 128) of any ResNet or ResNeXt that ``MODEL.RESNETS`` describes.
+    """P3 to P7 (strides 8 to 128) of any ResNet or ResNeXt that ``MODEL.RESNETS`` describes, deformable ones included.
+
+    Raises:
+        UserError: see :func:`_dense_fpn`.
+    """
+    return _dense_fpn(cfg, lambda: use_torchvision_ops(build_resnet_backbone(cfg, input_shape)))
+
+
+@BACKBONE_REGISTRY.register()
+def build_dense_res2net_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """The same on the Res2Net that ``MODEL.RESNETS`` describes.
+
+    Raises:
+        UserError: see :func:`_dense_fpn` and :func:`~clq.modeling.res2net.build_res2net_backbone`.
+    """
+    return _dense_fpn(cfg, lambda: build_res2net_backbone(cfg, input_shape))
+
+
+def _dense_fpn(cfg, build_body: Callable[[], Backbone]) -> FPN:
+    """The pyramid of a config on a body that is built once the config is known to be in order.
 
     Levels above P5 that ``MODEL.CLQ.IN_FEATURES`` does not need are not built: each parameter gets a gradient.
 
@@ -72,7 +95,7 @@ def build_dense_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     if num_top_levels:
         top = TopLevelsFromP5(cfg.MODEL.FPN.OUT_CHANNELS, num_top_levels, cfg.MODEL.CLQ.RELU_BEFORE_P7)
     return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
+        bottom_up=build_body(),
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
