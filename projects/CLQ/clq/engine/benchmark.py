@@ -1,10 +1,11 @@
 """Several configs measured in one run: latency by stage, training steps, arithmetic and memory."""
 
 import platform
+import re
 import resource
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,8 +33,7 @@ _MEMORY = {
 def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict, dict[str, dict]]:
     """The machine, and what each row costs on it, both as they go into json.
 
-    Rounds go over all rows, so that a machine whose speed drifts favours none; the first round warms up. Memory comes
-    first, while this process is small: a child counts the size that its parent had at its start as its own.
+    Rounds go over all rows, so that a machine whose speed drifts favours none; the first round warms up.
 
     Raises:
         UserError: a config is of no detector of boxes.
@@ -113,10 +113,11 @@ def peak_memory(row: Row, conditions: Conditions) -> dict[str, int | None]:
     included. None where there is no such count (MPS), or no training is measured.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measure_memory, row, conditions, torch.get_num_threads()).result()
+        return pool.submit(measure_memory, row, conditions, torch.get_num_threads()).result()
 
 
-def _measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str, int | None]:
+def measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str, int | None]:
+    """:func:`peak_memory`, as far as this process has not had a higher peak before."""
     torch.set_num_threads(threads)
     cfg = row.config(conditions.device)
     peaks: dict[str, int | None] = {"inference": None, "training": None}
@@ -124,23 +125,26 @@ def _measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str,
     model, image = build_model(cfg).eval(), random_image(*conditions.size)
     with torch.no_grad(), conditions.autocast():
         model([image])
-    peaks["inference"] = _peak_so_far(conditions.device)
+    peaks["inference"] = peak_so_far(conditions.device)
     del model
     if conditions.train:
         case = TrainingCase(cfg, conditions)
         for _ in range(2):  # the first makes the optimizer's state
             case.step(StageMeter(float))
-        peaks["training"] = _peak_so_far(conditions.device)
+        peaks["training"] = peak_so_far(conditions.device)
     return peaks
 
 
-def _peak_so_far(device: torch.device) -> int | None:
-    """Of this process; training's is above inference's."""
+def peak_so_far(device: torch.device) -> int | None:
+    """Bytes at the peak of this process; see :func:`peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return None
+    if device.type != "cpu":
+        return None
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss starts from the peak of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def format_table(machine: dict, results: dict[str, dict]) -> str:
@@ -155,8 +159,8 @@ def format_table(machine: dict, results: dict[str, dict]) -> str:
         f"{height}x{width}, {machine['device_name']}, {machine['dtype']}{' (TF32)' if machine['tf32'] else ''}, "
         f"{machine['threads']} threads, torch {machine['torch']}; medians of {machine['repeats']} rounds.",
         "Stages: from other calls than the time above them, with a clock at each that waits for the device.",
-        f"Share of the peak: backbone, FPN and head, of {machine['peak_multiply_adds_per_s'] / 1e9:.4g} G multiply-adds "
-        "a second, what a large matrix product reached between the rows.",
+        f"Share of the peak: backbone, FPN and head, of {machine['peak_multiply_adds_per_s'] / 1e9:.4g} G "
+        "multiply-adds a second, what a large matrix product reached between the rows.",
         "A multiply-add counts once, as in fvcore; those of convolutions and matrix products.",
         f"Memory: {machine['memory']}.",
     ]
