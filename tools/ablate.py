@@ -35,6 +35,7 @@ from clq.engine.ablation import (
 )
 from clq.engine.launch import positive, run_cli
 from clq.engine.predictor import Predictor
+from clq.engine.profiling import count_flops, count_parameters
 from clq.engine.settings import make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
@@ -82,7 +83,10 @@ def measure(run: Run, cfg) -> dict[str, float]:
 
 
 def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[str, float]]:
-    """Parameters in millions and images a second, at batch 1 from decoded image to boxes, rows in turn."""
+    """Of each row: parameters, multiply-adds, and images a second at batch 1 from decoded image to boxes, in turn.
+
+    Multiply-adds are at the size that the first test image has at the network's input.
+    """
     predictors = {}
     for name, (first, *_) in runs.items():
         configs[name].merge_from_list(["MODEL.WEIGHTS", str(first.folder / "model_final.pth")])
@@ -90,6 +94,7 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
     cfg = next(iter(configs.values()))
     records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count)
     images = [read_image(record["file_name"], cfg.INPUT.FORMAT) for record in records]
+    height, width = next(iter(predictors.values())).resize(images[0]).shape[:2]
     seconds = {name: [] for name in runs}
     for image in images[:1] + images:  # the first time warms up
         for name, predictor in predictors.items():
@@ -98,7 +103,8 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
             seconds[name].append(time.perf_counter() - start)
     return {
         name: {
-            "params (M)": sum(p.numel() for p in predictor.model.parameters()) / 1e6,
+            "params (M)": count_parameters(predictor.model) / 1e6,
+            f"GFLOPs (multiply-adds, {height}x{width})": count_flops(predictor.model, (height, width)) / 1e9,
             "images/s": 1 / statistics.median(seconds[name][1:]),
         }
         for name, predictor in predictors.items()

@@ -1,25 +1,36 @@
 #!/usr/bin/env python3
-"""What matching, alignment and a training step cost, as ratios measured in one run.
+"""What detectors, their stages, matching and alignment cost, each beside what it is compared with, in one run.
 
     tools/benchmark.py matching               match_atss beside the textbook R x M form
     tools/benchmark.py step                   a training step with alignment beside one without, and its peak memory
     tools/benchmark.py step --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --size 800 1088
+    tools/benchmark.py models --size 800 1088 --train --json costs.json --rows configs/ATSS/atss_R_50_FPN_1x.yaml \\
+        "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml" "RetinaNet=path/to/retinanet_R_50_FPN_1x.yaml INPUT.FORMAT RGB"
 
-Repetitions of the two sides alternate, so that a machine whose speed drifts favours neither. Medians are compared.
+Repetitions of all sides alternate, so that a machine whose speed drifts favours none. Medians are compared. models:
+latency by stage, images a second, training step by stage, peak memory, parameters and multiply-adds of any box detector
+of Detectron2's, with random weights on generated images.
 """
 
 import argparse
+import json
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import clq
 import torch
-from clq.engine.launch import run_cli
+from clq.data.synthetic import random_boxes, random_image
+from clq.engine.benchmark import format_table, measure
+from clq.engine.benchmark_cases import DTYPES, Conditions, find_device, parse_rows
+from clq.engine.launch import positive, run_cli
+from clq.engine.settings import make_folder
 from clq.modeling.matcher import match_atss
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 
 STRIDES = [8, 16, 32, 64, 128]
 
@@ -72,14 +83,6 @@ def textbook_atss(grid_sizes, strides, gt_boxes, topk: int = 9, scale: float = 8
     return torch.where(best >= 0, index, -1)
 
 
-def random_boxes(count: int, height: int, width: int) -> torch.Tensor:
-    """(count, 4) boxes of 8 to about 400 pixels, all sizes equally likely on a log scale, inside the image."""
-    size = 8 * 50 ** torch.rand(count, 2)
-    center = torch.rand(count, 2) * torch.tensor([width, height])
-    limit = torch.tensor([width, height]).float()
-    return torch.cat(((center - size / 2).clamp(min=0), (center + size / 2).minimum(limit)), 1)
-
-
 def benchmark_matching(args) -> None:
     height, width = args.size
     grids = [(-(-height // s), -(-width // s)) for s in STRIDES]
@@ -119,7 +122,7 @@ def benchmark_step(args) -> None:
         for name, opts in {"without": ["MODEL.CLQ.ALIGN.NAME", "none"], "with": []}.items()
     }
     height, width = args.size
-    batch = [training_image(height, width)]
+    batch = [random_image(height, width)]
     device = next(models["with"].parameters()).device
 
     def step(name):
@@ -140,24 +143,47 @@ def benchmark_step(args) -> None:
     print(f"Peak memory of the process, both models in it: {peak / 2**30:.2f} GiB")
 
 
-def training_image(height: int, width: int) -> dict:
-    """A noise image with 20 boxes."""
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(random_boxes(20, height, width))
-    instances.gt_classes = torch.zeros(20, dtype=torch.int64)
-    return {"image": torch.randint(0, 255, (3, height, width)).float(), "instances": instances}
+def benchmark_models(args) -> None:
+    rows = parse_rows(args.rows, args.opts)
+    if args.json:
+        make_folder("--json", os.path.dirname(args.json) or ".")
+    conditions = Conditions(tuple(args.size), args.batch, find_device(args.device), args.dtype, args.train)
+    machine, results = measure(rows, conditions, args.repeats)
+    print(format_table(machine, results))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"machine": machine, "rows": results}, indent=1))
+        print(args.json)
 
 
-def main() -> None:
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["matching", "step"])
-    parser.add_argument("--config-file", default="configs/CLQ/clq_R_50_FPN_1x.yaml", metavar="FILE")
-    parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--repeats", type=int, default=5, help="counted repetitions of each side")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides of the config")
-    args = parser.parse_intermixed_args()
+    kinds = parser.add_subparsers(dest="what", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--size", nargs=2, type=positive, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
+    shared.add_argument("--repeats", type=positive, default=5, help="counted repetitions of each side; default: 5")
+    kinds.add_parser("matching", parents=[shared])
+    step = kinds.add_parser("step", parents=[shared], epilog="KEY VALUE ...: overrides of the config")
+    step.add_argument("--config-file", default="configs/CLQ/clq_R_50_FPN_1x.yaml", metavar="FILE")
+    models = kinds.add_parser("models", parents=[shared])
+    models.add_argument("--rows", nargs="+", required=True, metavar="ROW", help="[NAME=]CONFIG.yaml [KEY VALUE ...]")
+    models.add_argument("--batch", type=positive, default=4, help="images of the larger batch, and of a training step")
+    models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    models.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast; default: without")
+    models.add_argument("--train", action="store_true", help="training steps, too")
+    models.add_argument("--json", metavar="FILE", help="write everything there")
+    models.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
+    args, words = parser.parse_known_args(argv)
+    if args.what == "step":
+        args.opts = words
+    elif words:
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
     torch.manual_seed(0)
-    (benchmark_matching if args.what == "matching" else benchmark_step)(args)
+    {"matching": benchmark_matching, "step": benchmark_step, "models": benchmark_models}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,11 @@ def test_the_tool(tiny, tmp_path, run, capsys):
     assert "CLQ, against ATSS: BOX.LOSS_WEIGHT 1.0 (2.0); BOX.WEIGHT_BY none (centerness)" in out
     assert re.findall(r"(\w+)/seed_4: started", out) == ["CLQ"]  # ATSS was done
     table = (tmp_path / "table.md").read_text()
-    assert re.search(r"^\| ATSS \|(.*\|){10}$", table, re.M) and re.search(r"^\| CLQ \|(.*\|){10}$", table, re.M)
-    assert json.loads((tmp_path / "results.json").read_text())["CLQ"]["images/s"] > 0
+    assert re.search(r"^\| ATSS \|(.*\|){11}$", table, re.M) and re.search(r"^\| CLQ \|(.*\|){11}$", table, re.M)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["CLQ"]["images/s"] > 0
+    flops = [results[row]["GFLOPs (multiply-adds, 96x96)"] * 1e9 for row in ("ATSS", "CLQ")]
+    assert flops[1] - flops[0] == pytest.approx(189 * 32 * 32 * 9)  # the alignment, on 12x12 + 6x6 + 3x3 locations
     assert (tmp_path / "losses.png").stat().st_size > 10000
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0

@@ -45,6 +45,16 @@ def parse_row(text: str) -> Row:
     Raises:
         UserError: neither a config nor overrides, or a config that cannot be read.
     """
+    name, config, words = split_row(text)
+    return Row(name, (*(row_cells(config) if config else ()), *words))
+
+
+def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """Name, config file or None, and overrides of a row ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``.
+
+    Raises:
+        UserError: neither a config nor overrides.
+    """
     name, _, rest = text.partition("=") if "=" in text else ("", "", text)
     try:
         words = shlex.split(rest)
@@ -54,11 +64,10 @@ def parse_row(text: str) -> Row:
         raise UserError(
             f"--rows {text!r}: write [NAME=]CONFIG.yaml [KEY VALUE ...], for example CLQ=configs/CLQ/x.yaml."
         )
-    opts = []
-    if words[0].endswith((".yaml", ".yml")):
-        config, *words = words
-        opts, name = row_cells(config), name or Path(config).stem
-    return Row(name or " ".join(words), (*opts, *words))
+    if not words[0].endswith((".yaml", ".yml")):
+        return name or " ".join(words), None, tuple(words)
+    config, *words = words
+    return name or Path(config).stem, config, tuple(words)
 
 
 def row_cells(config_file: str) -> list[str]:

@@ -66,13 +66,22 @@ class Predictor:
             UserError: the image is so thin that nothing is left of it at the size that ``INPUT`` asks for.
         """
         height, width = image.shape[:2]
+        tensor = torch.as_tensor(np.ascontiguousarray(self.resize(image).transpose(2, 0, 1)))
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image (H, W, 3) at the size that ``INPUT`` asks for.
+
+        Raises:
+            UserError: nothing would be left of it.
+        """
         resized = AugInput(image)
         try:
             self.augmentations(resized)
         except ValueError as e:  # Pillow's, about a height or width of 0
+            height, width = image.shape[:2]
             raise UserError(f"{width} x {height} pixels: too thin for the size that INPUT asks for.") from e
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        return resized.image
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:
