@@ -4,8 +4,8 @@
     tools/convert_weights.py mmdet atss_r50_fpn_1x_coco.pth atss.pth
 
 mmdet: MMDetection's ATSS, GFL, GFLv2, VFNet and TOOD (2.x, 3.x, GFLv2's own repository), on a ResNet, ResNeXt or
-Res2Net, deformable or not. Prints the command that evaluates it. Its AP can differ in the last digits: Detectron2 shrinks
-images with Pillow, which averages over what it leaves out, MMDetection with OpenCV, which does not.
+Res2Net, deformable or not. Prints the command that evaluates it. Its AP can differ in the last digits: Detectron2
+shrinks images with Pillow, which averages over what it leaves out, MMDetection with OpenCV, which does not.
 """
 
 import argparse

@@ -126,16 +126,14 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint = self._read(filename)
         if isinstance(checkpoint, dict) and "model" not in checkpoint:
             inner = checkpoint.get("state_dict")  # where OpenMMLab's files of a body may keep it
-            checkpoint = {
-                "model": inner if isinstance(inner, dict) and any(mark in inner for mark in BODY_MARKS) else checkpoint
-            }
+            checkpoint = {"model": inner if _is_body(inner) else checkpoint}
         weights = checkpoint["model"] if isinstance(checkpoint, dict) else None
         if not isinstance(weights, dict) or not all(isinstance(w, (Tensor, np.ndarray)) for w in weights.values()):
             raise UserError(
                 f"{self._source}: holds no weights of Detectron2 or torchvision; those of MMDetection are translated "
                 "by clq.convert_mmdet."
             )
-        if any(mark in weights for mark in BODY_MARKS):
+        if _is_body(weights):
             checkpoint["model"] = torchvision_to_detectron2(weights)
         return checkpoint
 
@@ -203,9 +201,14 @@ class Checkpointer(DetectionCheckpointer):
             shapes = [s for s in shapes if s[0].startswith(BODY)]
             raise UserError(
                 f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make "
-                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or MODEL.SHUFFLENET.NAME, and "
-                "MODEL.WEIGHTS agree."
+                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM), or SHUFFLENET.NAME, "
+                "and MODEL.WEIGHTS agree."
             )
+
+
+def _is_body(weights: object) -> bool:
+    """Whether these are a body's weights under the names of torchvision or MMDetection."""
+    return isinstance(weights, dict) and any(mark in weights for mark in BODY_MARKS)
 
 
 def _differences(missing: list[str], unknown: list[str], shapes: list[tuple]) -> str:
