@@ -16,7 +16,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from clq.data.datasets import class_names, read_coco_json, resolve_num_classes
+from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.settings import check_model
 from clq.errors import UserError
@@ -43,7 +43,10 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode):
         check_model(cfg)
-        self.model = build_model(cfg.clone()).eval()
+        cfg = cfg.clone()
+        cfg.defrost()
+        fill_num_classes(cfg)
+        self.model = build_model(cfg).eval()
         Checkpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = AugmentationList(utils.build_augmentation(cfg, is_train=False))

@@ -76,8 +76,6 @@ def check_augmentation(cfg: CfgNode) -> None:
         raise UserError(f"TEST.AUG.ENABLED True: {kind} models have no such test here; set it to False.")
     if not aug.MIN_SIZES or any(not isinstance(size, int) or size < 0 for size in aug.MIN_SIZES):
         sizes = list(aug.MIN_SIZES)
-        raise UserError(
-            f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels, 0 for the image's own."
-        )
+        raise UserError(f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels; 0: the image's own.")
     if aug.MAX_SIZE < 1:
         raise UserError(f"TEST.AUG.MAX_SIZE {aug.MAX_SIZE}: must be at least 1.")
