@@ -31,7 +31,6 @@ WEIGHTS = {
     "R_101_FPN_2x_ms": "torchvision://resnet101",
     "X_101_64x4d_FPN_2x_ms": "torchvision://resnext101_64x4d",
 }
-NAMES = [f"{family}_{body}" for family in FAMILIES for body in BODIES]
 SHRINK = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.FPN.OUT_CHANNELS", 64),
@@ -44,16 +43,14 @@ def config(name, *opts):
 
 
 def test_every_config_is_checked():
-    assert {p.stem for p in ROOT.glob("*.yaml")} == set(NAMES)
+    assert {p.stem for p in ROOT.glob("*.yaml")} == {f"{family}_{body}" for family in FAMILIES for body in BODIES}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_input_body_and_schedule_are_those_of_the_rows(name):
-    family, _, body = name.partition("_R_") if "_R_" in name else name.partition("_X_")
-    body = name.removeprefix(family + "_")
-    cfg, architecture, group, rate = config(name), *FAMILIES[family][:3]
-    row = {"R_50_FPN_1x": "R_50_FPN_1x", "R_101_FPN_2x_ms": "R_101_FPN_2x_ms"}.get(body, "X_101_64x4d_FPN_2x_ms")
-    ours = clq.setup_cfg(str(ROOT.parent / f"CLQ/clq_{row}.yaml"), ["MODEL.DEVICE", "cpu"])
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_input_body_and_schedule_are_those_of_the_rows(family, body):
+    cfg, architecture, group, rate = config(f"{family}_{body}"), *FAMILIES[family][:3]
+    ours = clq.setup_cfg(str(ROOT.parent / f"CLQ/clq_{body}.yaml"), ["MODEL.DEVICE", "cpu"])
     assert (cfg.INPUT, cfg.DATASETS, cfg.TEST) == (ours.INPUT, ours.DATASETS, ours.TEST)
     cfg.SOLVER.BASE_LR, given = ours.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR
     assert cfg.SOLVER == ours.SOLVER and given == rate
@@ -82,14 +79,11 @@ def sample(*boxes):
     return {"image": torch.rand(3, 96, 128) * 255, "instances": instances}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_builds_and_trains(name):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_step(family):
     torch.manual_seed(0)
-    family = next(family for family in FAMILIES if name.startswith(family))
     group, losses = FAMILIES[family][1], FAMILIES[family][3]
-    model = build_model(config(name, *SHRINK, f"MODEL.{group}.NUM_CLASSES", 2))
-    if not name.endswith("1x"):
-        return  # the same model but for its body
+    model = build_model(config(f"{family}_R_50_FPN_1x", *SHRINK, f"MODEL.{group}.NUM_CLASSES", 2))
     with EventStorage():
         found = model([sample((20, 10, 70, 60)), sample()])
     assert found.keys() == losses
