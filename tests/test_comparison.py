@@ -48,7 +48,7 @@ def test_every_config_is_checked():
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_input_body_and_schedule_are_those_of_the_rows(family, body):
+def test_builds_and_input_body_and_schedule_are_those_of_the_rows(family, body):
     cfg, architecture, group, rate = config(f"{family}_{body}"), *FAMILIES[family][:3]
     ours = clq.setup_cfg(str(ROOT.parent / f"CLQ/clq_{body}.yaml"), ["MODEL.DEVICE", "cpu"])
     assert (cfg.INPUT, cfg.DATASETS, cfg.TEST) == (ours.INPUT, ours.DATASETS, ours.TEST)
@@ -62,6 +62,7 @@ def test_input_body_and_schedule_are_those_of_the_rows(family, body):
     assert BODIES[body] == (r.DEPTH, r.NUM_GROUPS, r.WIDTH_PER_GROUP)
     assert architecture == cfg.MODEL.META_ARCHITECTURE and cfg.MODEL[group].NUM_CLASSES == -1
     check_model(cfg)
+    build_model(config(f"{family}_{body}", *SHRINK, f"MODEL.{group}.NUM_CLASSES", 2))
 
 
 def test_retinanets_anchors():

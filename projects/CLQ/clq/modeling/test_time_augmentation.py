@@ -19,8 +19,9 @@ class DenseTTA(nn.Module):
     are they clipped and is NMS applied: a detection that one version alone has found competes with all others, and
     ``TEST.DETECTIONS_PER_IMAGE`` counts once.
 
-    The versions run one after the other. So memory is that of one inference at the largest size, and time grows with
-    the number of pixels: Detectron2's nine sizes with flips hold 20 times those of one image of short side 800.
+    The versions run one after the other. So the device needs the memory of one inference at the largest size (the
+    images wait in main memory), and time grows with the number of pixels: Detectron2's nine sizes with flips hold 20
+    times those of one image of short side 800.
 
     Args:
         model: the detector; its evaluation mode is taken over.
