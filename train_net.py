@@ -8,7 +8,7 @@ train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 
 import clq
 from clq.data.checks import check_datasets
-from clq.data.datasets import resolve_num_classes
+from clq.data.datasets import fill_num_classes
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.launch import launch_cli
 from clq.engine.settings import check_model, check_training, make_folder
@@ -27,8 +27,7 @@ def setup(args):
     make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup sets up Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
-    if cfg.MODEL.META_ARCHITECTURE == "CLQ":
-        cfg.MODEL.CLQ.NUM_CLASSES = resolve_num_classes(cfg)
+    fill_num_classes(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

@@ -203,9 +203,9 @@ MISTAKES = {
     "depth": (["MODEL.RESNETS.DEPTH", 20], ["MODEL.RESNETS.DEPTH 20", "18, 34, 50"]),
     "depth's width": (
         ["MODEL.RESNETS.RES2_OUT_CHANNELS", 256],
-        ["MODEL.BACKBONE, RESNETS and FPN", "RES2_OUT_CHANNELS"],
+        ["MODEL.BACKBONE, RESNETS, SHUFFLENET and FPN", "RES2_OUT_CHANNELS"],
     ),
-    "norm": (["MODEL.FPN.NORM", "GNN"], ["MODEL.BACKBONE, RESNETS and FPN", "GNN"]),
+    "norm": (["MODEL.FPN.NORM", "GNN"], ["MODEL.BACKBONE, RESNETS, SHUFFLENET and FPN", "GNN"]),
     "levels": (["MODEL.CLQ.IN_FEATURES", "['P3', 'p4', 'p5']"], ["IN_FEATURES ['P3', 'p4', 'p5']: name", "p3, p4, p5"]),
     "idle level": (["MODEL.CLQ.IN_FEATURES", "['p4', 'p5']"], ["leaves p3 without a use"]),
     "steps": (["SOLVER.STEPS", "(9, 5)"], ["SOLVER.STEPS, MAX_ITER", "refuses"]),

@@ -5,10 +5,13 @@
         --rows ATSS=configs/ATSS/atss_R_50_FPN_1x.yaml CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml \\
                "CLQ, 2 GIoU=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.BOX.LOSS_WEIGHT 2.0"
 
-The config gives the data, the backbone, the widths and the schedule; a row gives its cells (MODEL.CLQ.BOX, CLS,
-QUALITY, ALIGN and REFINE), all of them, so that rows differ in nothing else. Called again it trains what is missing,
-from the last checkpoints. Writes table.md, results.json and losses.png beside the trainings. Exit status 1 if a
-training failed.
+The config gives the data, the backbone, the widths and the schedule; a row gives its cells (MODEL.CLQ.TOWERS, ASSIGN,
+BOX, CLS, QUALITY, ALIGN and REFINE), all of them, so that rows differ in nothing else. A row of configs/comparison
+gives its meta-architecture, its pyramid and the groups of its heads; its learning rate is the study's unless the row
+says SOLVER.BASE_LR.
+
+Called again it trains what is missing, from the last checkpoints. Writes table.md, results.json and losses.png beside
+the trainings. Exit status 1 if a training failed.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 import pytest
 from clq.config import setup_cfg
-from clq.data.datasets import class_names, register_coco_json, resolve_num_classes
+from clq.data.datasets import class_names, fill_num_classes, register_coco_json, resolve_num_classes
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
@@ -106,7 +106,7 @@ def test_data_set_registered_by_code_tells_its_classes_as_it_loads():
 def config(train, num_classes, entries=()):
     opts = {"COCO_JSON": list(entries), "TRAIN": train}
     opts = [word for key, value in opts.items() for word in (f"DATASETS.{key}", repr(value))]
-    return setup_cfg(None, [*opts, "MODEL.CLQ.NUM_CLASSES", str(num_classes)])
+    return setup_cfg(None, [*opts, "MODEL.META_ARCHITECTURE", "CLQ", "MODEL.CLQ.NUM_CLASSES", str(num_classes)])
 
 
 def test_number_of_classes_comes_from_the_training_set(make):
@@ -133,3 +133,17 @@ def test_explicit_number_stands_where_the_training_set_cannot_be_read():
 def test_wrong_numbers_of_classes(train, num_classes, message):
     with pytest.raises(UserError, match=message):
         resolve_num_classes(config(train, num_classes))
+
+
+@pytest.mark.parametrize(
+    "architecture, key", [("RetinaNet", "RETINANET"), ("FCOS", "RETINANET"), ("GeneralizedRCNN", "ROI_HEADS")]
+)
+def test_detectron2s_own_models_have_the_number_elsewhere(architecture, key):
+    key = f"MODEL.{key}.NUM_CLASSES"
+    opts = ["MODEL.META_ARCHITECTURE", architecture, "DATASETS.TRAIN", ["coco_2017_train"], "MODEL.CLQ.NUM_CLASSES", 3]
+    cfg = setup_cfg(None, ["MODEL.DEVICE", "cpu", *opts, key, -1])
+    fill_num_classes(cfg)
+    assert cfg.MODEL[key.split(".")[1]].NUM_CLASSES == resolve_num_classes(cfg) == 80
+    assert cfg.MODEL.CLQ.NUM_CLASSES == 3
+    with pytest.raises(UserError, match=rf"^{key} is 79 but data set coco_2017_train has 80 classes"):
+        fill_num_classes(setup_cfg(None, [*opts, key, 79]))

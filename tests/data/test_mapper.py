@@ -16,6 +16,7 @@ from clq.errors import UserError
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask
 
 BOX = (60, 30, 110, 50)  # XYXY, in an image of 160 x 120 (width x height)
 
@@ -158,6 +159,35 @@ def test_colour_needs_three_channels():
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(UserError, match=r"needs INPUT\.FORMAT RGB or BGR"):
         build_augmentations(cfg)
+
+
+def test_masks_go_with_their_boxes(tmp_path):
+    """Upside down or not; of two objects the one of which a sliver is inside goes, mask and all."""
+    Image.fromarray(painted()).save(tmp_path / "a.png")
+    cfg = config(FLIP_VERTICAL=True)
+    cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON = "none", True
+    triangle = {"bbox": BOX, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    triangle["segmentation"] = [[60, 30, 110, 30, 60, 50]]
+    outside = {**triangle, "bbox": (159.9, 0, 300, 20), "segmentation": [[159.9, 0, 300, 0, 300, 20]]}
+    record = {"file_name": str(tmp_path / "a.png"), "height": 120, "width": 160, "annotations": [outside, triangle]}
+    mapper, seen = build_train_mapper(cfg), set()
+    np.random.seed(0)
+    for _ in range(8):
+        found = mapper(record)["instances"]
+        assert len(found) == len(found.gt_masks) == 1
+        (polygon,) = found.gt_masks.polygons[0]
+        flipped = polygon.tolist() == [60, 90, 110, 90, 60, 70]
+        assert flipped or polygon.tolist() == [60, 30, 110, 30, 60, 50]
+        assert found.gt_boxes.tensor.tolist() == [[60, 70, 110, 90] if flipped else [60, 30, 110, 50]]
+        seen.add(flipped)
+    assert len(seen) == 2
+    assert not mapper({**record, "annotations": []})["instances"].has("gt_masks")
+    run_length = mask.encode(np.asfortranarray(painted()[..., 0] // 255))
+    with pytest.raises(UserError, match=r"a\.png with INPUT\.MASK_FORMAT polygon: Detectron2 refuses"):
+        mapper({**record, "annotations": [{**triangle, "segmentation": run_length}]})
+    del triangle["segmentation"]
+    with pytest.raises(UserError, match=r"image .*a\.png: has an object without a segmentation, which MODEL\.MASK_ON"):
+        mapper({**record, "annotations": [triangle]})
 
 
 def test_images_of_which_nothing_would_be_left_are_named(tmp_path):

@@ -1,11 +1,14 @@
+import functools
 import json
 import re
 
 import clq
 import pytest
 import torch
+from clq.data.datasets import fill_num_classes
 from clq.engine.ablation import Run, differences, loss_curves, mean_and_spread, parse_row, visible_gpus
 from clq.errors import UserError
+from detectron2.modeling import build_model
 
 ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
 
@@ -25,6 +28,44 @@ def test_a_row_takes_all_cells_of_its_config_and_nothing_else(tiny):
     assert (cfg.CONV_DIM, cfg.TOPK, cfg.BOX.WEIGHTS) == (32, 5, [10.0, 10.0, 5.0, 5.0])
 
 
+@pytest.mark.parametrize(
+    "name, kind, key, value",
+    [
+        ("retinanet", "RetinaNet", "RETINANET.SMOOTH_L1_LOSS_BETA", 0.0),
+        ("fcos", "FCOS", "RETINANET.NORM", "GN"),
+        ("faster_rcnn", "GeneralizedRCNN", "RPN.PRE_NMS_TOPK_TEST", 1000),
+        ("mask_rcnn", "GeneralizedRCNN", "MASK_ON", True),
+        ("cascade_rcnn", "GeneralizedRCNN", "ROI_HEADS.NAME", "CascadeROIHeads"),
+    ],
+)
+def test_a_row_of_detectron2s_own_models(name, kind, key, value, tiny):
+    """Its whole model is that of its config, in the study's body and widths and on the study's data and schedule."""
+    path = f"configs/comparison/{name}_R_50_FPN_1x.yaml"
+    study, cfg = clq.setup_cfg(tiny), clq.setup_cfg(tiny, parse_row(path).opts)
+    assert kind == cfg.MODEL.META_ARCHITECTURE
+    assert functools.reduce(getattr, key.split("."), cfg.MODEL) == value
+    assert (cfg.SOLVER, cfg.DATASETS, cfg.INPUT, cfg.TEST) == (study.SOLVER, study.DATASETS, study.INPUT, study.TEST)
+    own = clq.setup_cfg(path, ["MODEL.DEVICE", "cpu"]).MODEL
+    # What is left of the study in its model: body and widths, and keys that such a model does not read.
+    for group in ("WEIGHTS", "DEVICE", "CLQ"):
+        own[group] = cfg.MODEL[group]
+    own.FPN.OUT_CHANNELS, own.BACKBONE.FREEZE_AT = 32, 0
+    own.RESNETS.update(DEPTH=18, NORM="BN", RES2_OUT_CHANNELS=64)
+    assert own == cfg.MODEL
+    fill_num_classes(cfg)
+    model = build_model(cfg)
+    assert cfg.MODEL["ROI_HEADS" if kind == "GeneralizedRCNN" else "RETINANET"].NUM_CLASSES == 2
+    assert model.backbone.bottom_up.stages[0][0].conv1.out_channels == 64
+    # Back again: a row of CLQ in a study of such a model.
+    assert clq.setup_cfg(path, ["MODEL.DEVICE", "cpu", *parse_row(CLQ).opts]).MODEL.META_ARCHITECTURE == "CLQ"
+
+
+def test_a_row_of_an_unknown_model(tmp_path):
+    (tmp_path / "x.yaml").write_text("MODEL: {META_ARCHITECTURE: ProposalNetwork}\nVERSION: 2")
+    with pytest.raises(UserError, match=r"x\.yaml: MODEL\.META_ARCHITECTURE ProposalNetwork is not one of CLQ, FCOS"):
+        parse_row(str(tmp_path / "x.yaml"))
+
+
 def test_names_of_rows():
     assert parse_row(ATSS).name == "atss_R_50_FPN_1x"
     assert parse_row("MODEL.CLQ.TOPK 5").name == "MODEL.CLQ.TOPK 5"
@@ -41,6 +82,17 @@ def test_differences_from_the_first_row(tiny):
         *("BOX.LOSS_WEIGHT", "BOX.WEIGHT_BY", "CLS.LOSS", "QUALITY.NAME", "ALIGN.NAME"),
     ]
     assert "QUALITY.NAME iou (centerness)" in changed
+
+    paths = {x: f"configs/comparison/{x}_rcnn_R_50_FPN_1x.yaml" for x in ("faster", "cascade")}
+    configs = {name: clq.setup_cfg(tiny, parse_row(path).opts) for name, path in {**paths, "CLQ": CLQ}.items()}
+    assert differences(configs) == {
+        "cascade": [
+            "RPN.POST_NMS_TOPK_TRAIN 2000 (1000)",
+            "ROI_HEADS.NAME CascadeROIHeads (StandardROIHeads)",
+            "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True (False)",
+        ],
+        "CLQ": ["META_ARCHITECTURE CLQ (GeneralizedRCNN)"],
+    }
 
 
 def test_mean_and_spread():
@@ -90,8 +142,8 @@ def test_loss_curves(trained):
 
 
 def test_the_tool(tiny, tmp_path, run, capsys):
-    """Two rows, one stopped and taken up again; called once more it trains nothing."""
-    rows = [f"ATSS={ATSS}", f"CLQ={CLQ}"]
+    """Rows, one stopped and taken up again; called once more it trains nothing."""
+    rows = [f"ATSS={ATSS}", f"CLQ={CLQ}", "Faster R-CNN=configs/comparison/faster_rcnn_R_50_FPN_1x.yaml"]
     argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--rows"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
     assert run("tools/ablate.py", *argv, rows[0], "broken=MODEL.CLQ.CLS.LOSS none", *opts) == 1
@@ -103,9 +155,11 @@ def test_the_tool(tiny, tmp_path, run, capsys):
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0
     out = capsys.readouterr().out
     assert "CLQ, against ATSS: BOX.LOSS_WEIGHT 1.0 (2.0); BOX.WEIGHT_BY none (centerness)" in out
-    assert re.findall(r"(\w+)/seed_4: started", out) == ["CLQ"]  # ATSS was done
+    assert "Faster R-CNN, against ATSS: META_ARCHITECTURE GeneralizedRCNN (CLQ)" in out
+    assert set(re.findall(r"(\w+)/seed_4: started", out)) == {"CLQ", "Faster_R_CNN"}  # ATSS was done
     table = (tmp_path / "table.md").read_text()
-    assert re.search(r"^\| ATSS \|(.*\|){11}$", table, re.M) and re.search(r"^\| CLQ \|(.*\|){11}$", table, re.M)
+    for row in ("ATSS", "CLQ", "Faster R-CNN"):
+        assert re.search(rf"^\| {row} \|(.*\|){{11}}$", table, re.M)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["CLQ"]["images/s"] > 0
     flops = [results[row]["GFLOPs (multiply-adds, 96x96)"] * 1e9 for row in ("ATSS", "CLQ")]

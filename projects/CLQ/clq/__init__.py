@@ -1,4 +1,4 @@
-"""CLQ and its relatives for Detectron2. Importing the package registers the meta-architecture ``CLQ``."""
+"""CLQ and its relatives for Detectron2. The import registers the meta-architectures ``CLQ`` and ``FCOS``."""
 
 import sys
 import warnings
@@ -13,6 +13,7 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         from clq.errors import UserError
         from clq.modeling.backbone import build_dense_resnet_fpn_backbone
         from clq.modeling.box_coding import DeltaCoder, DistributionCoder
+        from clq.modeling.comparison import FCOS
         from clq.modeling.detector import CLQ
         from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
         from clq.modeling.matcher import match_atss
@@ -21,6 +22,7 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
 
 __all__ = [
     "CLQ",
+    "FCOS",
     "DeltaCoder",
     "DistributionCoder",
     "LogScore",

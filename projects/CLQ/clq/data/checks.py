@@ -80,7 +80,7 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
             _check_classes(summaries, next(iter(summaries)), name)
             if summaries[name].num_images is not None:
                 _check_use(name, split, summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE)
-    if "TRAIN" not in splits and cfg.MODEL.META_ARCHITECTURE == "CLQ":
+    if "TRAIN" not in splits:
         _check_number(summaries, resolve_num_classes(cfg))
 
 
@@ -229,7 +229,7 @@ def _check_number(summaries: dict[str, Summary], num_classes: int) -> None:
     for name, summary in summaries.items():
         if len(summary.classes) != num_classes:
             raise UserError(
-                f"data set {name} has {len(summary.classes)} classes, but the detector, by MODEL.CLQ.NUM_CLASSES or "
+                f"data set {name} has {len(summary.classes)} classes, but the detector, by its NUM_CLASSES or "
                 f"DATASETS.TRAIN, {num_classes}; evaluate on data of the same classes."
             )
 

@@ -13,6 +13,8 @@ from detectron2.data.datasets import register_coco_instances
 from clq.errors import UserError
 
 _KEYS = ("name", "json", "images")
+# The group under MODEL with the NUM_CLASSES of a meta-architecture; CLQ's is also that of any not named here.
+_GROUPS = {"FCOS": "RETINANET", "RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
 _registered: dict[str, tuple[str, str]] = {}  # ours: name -> (json, images), absolute
 
 
@@ -159,29 +161,37 @@ def names_by_id(data: dict) -> list[str]:
     return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
 
 
+def fill_num_classes(cfg: CfgNode) -> None:
+    """Puts :func:`resolve_num_classes` where Detectron2's own models read it; for a config before it is frozen."""
+    cfg.MODEL[_num_classes_group(cfg)].NUM_CLASSES = resolve_num_classes(cfg)
+
+
+def _num_classes_group(cfg: CfgNode) -> str:
+    return _GROUPS.get(cfg.MODEL.META_ARCHITECTURE, "CLQ")
+
+
 def resolve_num_classes(cfg: CfgNode) -> int:
-    """K: ``MODEL.CLQ.NUM_CLASSES``, or with -1 the number of classes of the first training set.
+    """K: the model's ``NUM_CLASSES``, or with -1 the number of classes of the first training set.
+
+    The key is in ``MODEL.CLQ``, for Detectron2's own models in ``MODEL.RETINANET`` (FCOS too) or ``MODEL.ROI_HEADS``.
 
     Raises:
         UserError: -1 without a training set that can be read; a number that disagrees with the training set's.
     """
-    wanted, train = cfg.MODEL.CLQ.NUM_CLASSES, cfg.DATASETS.TRAIN
+    group, train = _num_classes_group(cfg), cfg.DATASETS.TRAIN
+    key, wanted = f"MODEL.{group}.NUM_CLASSES", cfg.MODEL[group].NUM_CLASSES
     if wanted != -1 and wanted < 1:
-        raise UserError(f"MODEL.CLQ.NUM_CLASSES {wanted}: must be at least 1, or -1 to take it from the training set.")
+        raise UserError(f"{key} {wanted}: must be at least 1, or -1 to take it from the training set.")
     if not train:
         if wanted == -1:
-            raise UserError("MODEL.CLQ.NUM_CLASSES is -1 and DATASETS.TRAIN is empty; set either of them.")
+            raise UserError(f"{key} is -1 and DATASETS.TRAIN is empty; set either of them.")
         return wanted
     try:
         found = len(class_names(train[0]))
     except UserError as e:
         if wanted == -1:
-            raise UserError(
-                f"MODEL.CLQ.NUM_CLASSES is -1, so it comes from DATASETS.TRAIN; {e} Or set the number."
-            ) from e
+            raise UserError(f"{key} is -1, so it comes from DATASETS.TRAIN; {e} Or set the number.") from e
         return wanted  # a trained model can be used where its training set is not
     if wanted not in (-1, found):
-        raise UserError(
-            f"MODEL.CLQ.NUM_CLASSES is {wanted} but data set {train[0]} has {found} classes; set it to -1 or {found}."
-        )
+        raise UserError(f"{key} is {wanted} but data set {train[0]} has {found} classes; set it to -1 or {found}.")
     return found

@@ -7,7 +7,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, check_image_size, filter_empty_instances
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    build_augmentation,
+    check_image_size,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import CropTransform, PadTransform, Transform, TransformList
 
@@ -114,7 +120,7 @@ class RandomColor(T.Augmentation):
 
 
 class BoxMapper(DatasetMapper):
-    """Detectron2's mapper for boxes alone, with :func:`~clq.data.images.read_image`.
+    """Detectron2's mapper for boxes, and masks if ``MODEL.MASK_ON``, with :func:`~clq.data.images.read_image`.
 
     In training it also drops boxes that augmentation cut to a sliver (``MIN_VISIBLE``); Detectron2 drops a box only
     when nothing of it is left. All boxes of an image are transformed at once: one by one they cost more than the pixels
@@ -157,7 +163,18 @@ class BoxMapper(DatasetMapper):
         instances = Instances(image_shape)
         instances.gt_boxes = Boxes(boxes[kept])
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)[kept]
+        if self.use_instance_mask and annotations:
+            masks = self._masks(dataset_dict["file_name"], annotations, transforms, image_shape)
+            instances.gt_masks = masks[torch.from_numpy(kept)]
         dataset_dict["instances"] = filter_empty_instances(instances)
+
+    def _masks(self, name: str, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]):
+        """Detectron2's polygons or bitmaps (``INPUT.MASK_FORMAT``), transformed."""
+        if not all("segmentation" in a for a in annotations):
+            raise UserError(f"image {name}: has an object without a segmentation, which MODEL.MASK_ON True needs.")
+        with blamed_on(f"image {name} with INPUT.MASK_FORMAT {self.instance_mask_format}"):
+            moved = [transform_instance_annotations(a, transforms, image_shape) for a in annotations]
+            return annotations_to_instances(moved, image_shape, self.instance_mask_format).gt_masks
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

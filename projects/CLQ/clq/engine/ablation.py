@@ -23,6 +23,16 @@ from clq.evaluation.metrics import METRICS
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
 CELLS = "TOWERS", "ASSIGN", "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
+# Rows of Detectron2's own models bring their pyramid too: some start from P2, some make P6 and P7 in another way.
+_PYRAMID = "BACKBONE.NAME", "RESNETS.OUT_FEATURES", "FPN.IN_FEATURES"
+_ROI = "ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "MASK_ON"
+# Meta-architecture -> keys and groups of keys under MODEL that make a row of it.
+PARTS = {
+    "CLQ": tuple(f"CLQ.{cell}" for cell in CELLS),
+    "FCOS": (*_PYRAMID, "CLQ.IN_FEATURES", "CLQ.RELU_BEFORE_P7", "RETINANET"),
+    "RetinaNet": (*_PYRAMID, "ANCHOR_GENERATOR", "RETINANET"),
+    "GeneralizedRCNN": (*_PYRAMID, "ANCHOR_GENERATOR", "PROPOSAL_GENERATOR", "RPN", *_ROI),
+}
 SETTINGS, DONE = "settings.json", "done"
 
 
@@ -40,7 +50,7 @@ class Row:
 
 
 def parse_row(text: str) -> Row:
-    """A row from ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``: all cells of the config, then the overrides.
+    """A row from ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``: all that makes it in the config, then the overrides.
 
     Raises:
         UserError: neither a config nor overrides, or a config that cannot be read.
@@ -71,21 +81,39 @@ def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
 
 
 def row_cells(config_file: str) -> list[str]:
-    """KEY, VALUE, ... of all cells of a row's config."""
-    row = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL.CLQ
-    cells = CfgNode({name: row[name] for name in CELLS})
-    return [word for key, value in _flat(cells, "MODEL.CLQ.").items() for word in (key, str(value))]
+    """KEY, VALUE, ... of all that makes a row in its config: the meta-architecture and its parts.
+
+    Raises:
+        UserError: the config cannot be read, or is of a meta-architecture that :data:`PARTS` does not know.
+    """
+    model = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"]).MODEL
+    kind = model.META_ARCHITECTURE
+    if kind not in PARTS:
+        raise UserError(f"{config_file}: MODEL.META_ARCHITECTURE {kind} is not one of {', '.join(PARTS)}.")
+    cells = {"META_ARCHITECTURE": kind, **_parts(model)}
+    return [word for key, value in cells.items() for word in (f"MODEL.{key}", str(value))]
+
+
+def _parts(model: CfgNode) -> dict:
+    parts = tuple(f"{part}." for part in PARTS[model.META_ARCHITECTURE])
+    return {key: value for key, value in _flat(model).items() if f"{key}.".startswith(parts)}
 
 
 def differences(configs: Mapping[str, CfgNode]) -> dict[str, list[str]]:
-    """For each row but the first, which cells differ from the first's, as ``KEY value (value of the first)``."""
-    first, *_ = configs
-    reference = _flat(configs[first].MODEL.CLQ)
-    return {
-        name: [f"{k} {v} ({reference[k]})" for k, v in _flat(cfg.MODEL.CLQ).items() if v != reference[k]]
-        for name, cfg in configs.items()
-        if name != first
-    }
+    """For each row but the first, what differs from the first, as ``KEY value (value of the first)``.
+
+    Of another meta-architecture nothing else is said.
+    """
+    first, *others = configs
+    return {name: _differences(configs[name].MODEL, configs[first].MODEL) for name in others}
+
+
+def _differences(model: CfgNode, first: CfgNode) -> list[str]:
+    kind, reference = model.META_ARCHITECTURE, first.META_ARCHITECTURE
+    if kind != reference:
+        return [f"META_ARCHITECTURE {kind} ({reference})"]
+    ours, theirs = (_flat(x.CLQ) if kind == "CLQ" else _parts(x) for x in (model, first))
+    return [f"{key} {value} ({theirs[key]})" for key, value in ours.items() if value != theirs[key]]
 
 
 def _flat(node: CfgNode, prefix: str = "") -> dict:

@@ -16,7 +16,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from clq.data.datasets import class_names, read_coco_json, resolve_num_classes
+from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.settings import check_model
 from clq.errors import UserError
@@ -46,7 +46,10 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode):
         check_model(cfg)
-        model = build_model(cfg.clone()).eval()
+        cfg = cfg.clone()
+        cfg.defrost()
+        fill_num_classes(cfg)
+        model = build_model(cfg).eval()
         Checkpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
         self.model = fold_batch_norms(model).to(memory_format=torch.channels_last)
         self.input_format = cfg.INPUT.FORMAT

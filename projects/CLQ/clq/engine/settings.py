@@ -30,7 +30,7 @@ def check_model(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE in _NO_BOXES:
         raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: detectors of boxes alone run here.")
     for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
-        if cfg.MODEL[key]:
+        if cfg.MODEL[key] and (key, cfg.MODEL.META_ARCHITECTURE) != ("MASK_ON", "GeneralizedRCNN"):
             raise UserError(f"MODEL.{key}: detectors of boxes alone run here; set it to False.")
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)

@@ -27,15 +27,15 @@ from clq.modeling.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
 from clq.modeling.towers import Layers, interactive_towers, separate_towers, shared_tower
 
 
-def pyramid_shapes(backbone: nn.Module, levels: list[str]) -> list[ShapeSpec]:
-    """Channels and stride of each level that a detector reads.
+def pyramid_shapes(backbone: nn.Module, levels: list[str], key: str = "MODEL.CLQ.IN_FEATURES") -> list[ShapeSpec]:
+    """Channels and stride of each level that a detector reads; ``key`` is where they are named.
 
     Raises:
         UserError: a level that the backbone does not have, or none.
     """
     there = backbone.output_shape()
     if not levels or not set(levels) <= set(there):
-        raise UserError(f"MODEL.CLQ.IN_FEATURES {levels}: name one or more that the backbone has: {', '.join(there)}.")
+        raise UserError(f"{key} {levels}: name one or more that the backbone has: {', '.join(there)}.")
     return [there[level] for level in levels]
 
 

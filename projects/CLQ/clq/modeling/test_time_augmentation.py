@@ -19,8 +19,9 @@ class DenseTTA(nn.Module):
     are they clipped and is NMS applied: a detection that one version alone has found competes with all others, and
     ``TEST.DETECTIONS_PER_IMAGE`` counts once.
 
-    The versions run one after the other. So memory is that of one inference at the largest size, and time grows with
-    the number of pixels: Detectron2's nine sizes with flips hold 20 times those of one image of short side 800.
+    The versions run one after the other. So the device needs the memory of one inference at the largest size (the
+    images wait in main memory), and time grows with the number of pixels: Detectron2's nine sizes with flips hold 20
+    times those of one image of short side 800.
 
     Args:
         model: the detector; its evaluation mode is taken over.
@@ -76,8 +77,6 @@ def check_augmentation(cfg: CfgNode) -> None:
         raise UserError(f"TEST.AUG.ENABLED True: {kind} models have no such test here; set it to False.")
     if not aug.MIN_SIZES or any(not isinstance(size, int) or size < 0 for size in aug.MIN_SIZES):
         sizes = list(aug.MIN_SIZES)
-        raise UserError(
-            f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels, 0 for the image's own."
-        )
+        raise UserError(f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels; 0: the image's own.")
     if aug.MAX_SIZE < 1:
         raise UserError(f"TEST.AUG.MAX_SIZE {aug.MAX_SIZE}: must be at least 1.")
