@@ -158,6 +158,7 @@ def format_table(machine: dict, results: dict[str, dict]) -> str:
     legend = [
         f"{height}x{width}, {machine['device_name']}, {machine['dtype']}{' (TF32)' if machine['tf32'] else ''}, "
         f"{machine['threads']} threads, torch {machine['torch']}; medians of {machine['repeats']} rounds.",
+        "This project's detectors run as in demo.py (norms folded, channels last), Detectron2's own as they are.",
         "Stages: from other calls than the time above them, with a clock at each that waits for the device.",
         f"Share of the peak: backbone, FPN and head, of {machine['peak_multiply_adds_per_s'] / 1e9:.4g} G "
         "multiply-adds a second, what a large matrix product reached between the rows.",

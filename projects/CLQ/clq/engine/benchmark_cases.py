@@ -22,6 +22,8 @@ from clq.engine.profiling import (
 from clq.engine.settings import check_model
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
+from clq.modeling.detector import CLQ
+from clq.modeling.folding import made_fast
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CANDIDATES = 2000  # class scores above the threshold where selection is timed by itself
@@ -107,13 +109,15 @@ def find_device(name: str) -> torch.device:
 class InferenceCase:
     """A row's model with random weights, and what is timed of its inference.
 
-    From uint8 images on the CPU, resized already, to boxes on the device.
+    From uint8 images on the CPU, resized already, to boxes on the device. This project's detectors run as its
+    :class:`~clq.engine.predictor.Predictor` runs them, Detectron2's own as its DefaultPredictor does.
     """
 
     def __init__(self, cfg: CfgNode, conditions: Conditions):
         self.conditions = conditions
         torch.manual_seed(0)
-        self.model = build_model(cfg).eval()
+        model = build_model(cfg).eval()
+        self.model = made_fast(model) if isinstance(model, CLQ) else model
         self.images = [random_image(*conditions.size) for _ in range(conditions.batch)]
         self.crowd = self._prepare_crowd() if isinstance(self.model, DenseDetector) else None
 

@@ -20,7 +20,7 @@ from clq.data.datasets import class_names, fill_num_classes, read_coco_json, res
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.settings import check_model
 from clq.errors import UserError
-from clq.modeling.folding import fold_batch_norms
+from clq.modeling.folding import made_fast
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness"}
 class Predictor:
     """Detectron2's DefaultPredictor with this project's checkpointer: reads, resizes and detects, one image at a time.
 
-    The model is made for speed: batch norms are folded, weights are in the memory format that convolutions like best.
+    The model is made fast, see :func:`~clq.modeling.folding.made_fast`.
 
     Args:
         cfg: as training left it; ``MODEL.WEIGHTS`` names a trained checkpoint of exactly this model.
@@ -51,7 +51,7 @@ class Predictor:
         fill_num_classes(cfg)
         model = build_model(cfg).eval()
         Checkpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
-        self.model = fold_batch_norms(model).to(memory_format=torch.channels_last)
+        self.model = made_fast(model)
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = AugmentationList(utils.build_augmentation(cfg, is_train=False))
 

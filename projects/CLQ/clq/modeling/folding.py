@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -30,6 +31,15 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
                     _fold(conv, norm)
                     module._modules[name] = nn.Identity()
     return model
+
+
+def made_fast(model: nn.Module) -> nn.Module:
+    """A detector for inference alone (in place): norms folded, weights in the memory format that convolutions like best.
+
+    Raises:
+        ValueError: see :func:`fold_batch_norms`.
+    """
+    return fold_batch_norms(model).to(memory_format=torch.channels_last)
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
