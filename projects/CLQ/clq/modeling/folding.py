@@ -34,7 +34,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def made_fast(model: nn.Module) -> nn.Module:
-    """A detector for inference alone (in place): norms folded, weights in the memory format that convolutions like best.
+    """A detector for inference alone (in place): norms folded, weights in the memory format that convolutions prefer.
 
     Raises:
         ValueError: see :func:`fold_batch_norms`.
