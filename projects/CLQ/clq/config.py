@@ -145,49 +145,6 @@ def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
     return cfg
 
 
-# Keys under MODEL.CLQ, what their numbers must be, and whether one is.
-_RANGES = {
-    "ANCHOR_SCALE": ("above 0", lambda v: v > 0),
-    "ANCHOR_OFFSET": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "NUM_CONVS": ("at least 0", lambda v: v >= 0),
-    "CONV_DIM": ("at least 1", lambda v: v >= 1),
-    "PRIOR_PROB": ("above 0 and below 1", lambda v: 0 < v < 1),
-    "TOPK": ("at least 1", lambda v: v >= 1),
-    "ASSIGN.WARMUP": ("within 0 and 1", lambda v: 0 <= v <= 1),
-    "ASSIGN.TASK_TOPK": ("at least 1", lambda v: v >= 1),
-    "ASSIGN.TASK_ALPHA": ("at least 0", lambda v: v >= 0),
-    "ASSIGN.TASK_BETA": ("at least 0", lambda v: v >= 0),
-    "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
-    "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
-    "BOX.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "BOX.DFL_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "CLS.BETA": ("at least 1", lambda v: v >= 1),
-    "CLS.FOCAL_ALPHA": ("within 0 and 1", lambda v: 0 <= v <= 1),
-    "CLS.FOCAL_GAMMA": ("at least 0", lambda v: v >= 0),
-    "CLS.VFL_ALPHA": ("at least 0", lambda v: v >= 0),
-    "CLS.VFL_GAMMA": ("at least 0", lambda v: v >= 0),
-    "REFINE.COARSE_LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "QUALITY.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "SCORE_THRESH": ("below 1", lambda v: v < 1),
-    "TOPK_CANDIDATES": ("at least 1", lambda v: v >= 1),
-    "NMS_THRESH": ("at least 0", lambda v: v >= 0),
-}
-
-
-def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of the detector, which a config can set to anything of their type.
-
-    Raises:
-        UserError: the first that is out of its range.
-    """
-    for key, (what, holds) in _RANGES.items():
-        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
-        if value is None or not holds(value):
-            raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
-    if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
-        raise UserError(f"TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: must be at least 1.")
-
-
 def _device_here(name: str) -> str:
     """The device of this machine for ``MODEL.DEVICE``: the CPU for a GPU where there is none."""
     try:

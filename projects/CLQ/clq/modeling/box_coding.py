@@ -17,10 +17,10 @@ from clq.modeling.scoring import at_least_float32
 _MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
-def unit_anchor(anchor_scale: float, device: torch.device | None = None) -> Tensor:
+def unit_anchor(anchor_scale: float) -> Tensor:
     """(4,) the square anchor in stride units, centred on its location."""
     half = anchor_scale / 2
-    return torch.tensor([-half, -half, half, half], device=device)
+    return torch.tensor([-half, -half, half, half])
 
 
 class BoxCoder:
@@ -150,7 +150,7 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _boxes_around(anchors: Tensor, ltrb: Tensor, strides: Tensor | float) -> Tensor:
     """Boxes (..., 4) whose sides lie ``ltrb`` (..., 4) strides from the anchors' centres."""
-    ltrb = ltrb * torch.as_tensor(strides, device=ltrb.device).unsqueeze(-1)
+    ltrb = ltrb * (strides.unsqueeze(-1) if isinstance(strides, Tensor) else strides)
     center, _ = _center_size(anchors)
     return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
 
@@ -159,4 +159,4 @@ def _ltrb(boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
     """Inverse of :func:`_boxes_around`."""
     center, _ = _center_size(anchors)
     ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1)
-    return ltrb / torch.as_tensor(strides, device=boxes.device).unsqueeze(-1)
+    return ltrb / (strides.unsqueeze(-1) if isinstance(strides, Tensor) else strides)

@@ -12,12 +12,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from clq.config import check_ranges
 from clq.errors import UserError, blamed_on
 from clq.modeling.criterion import DetectionLoss, Targets
 from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher
 from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.ranges import check_ranges
 from clq.modeling.recompute import recompute_stages, recomputed
 from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, build_task_aligned, pyramid_shapes
 from clq.modeling.scoring import ScoreRule

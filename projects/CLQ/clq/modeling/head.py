@@ -80,7 +80,8 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         self.coder = coder
-        self.anchor_scale = anchor_scale
+        # A buffer, here and in the offsets of alignments: a constant made in every call would be a copy to the GPU.
+        self.register_buffer("anchor", unit_anchor(anchor_scale), persistent=False)
         self.shared, self.cls_tower, self.reg_tower = towers[:3]
         self.align = align
         self.refine = refine
@@ -120,5 +121,4 @@ class DenseHead(nn.Module):
 
     def _relative_boxes(self, box_pred: Tensor) -> Tensor:
         """(N, 4, H, W) XYXY boxes in stride units relative to their locations, from box predictions (N, C, H, W)."""
-        anchor = unit_anchor(self.anchor_scale, box_pred.device)
-        return self.coder.decode(box_pred.permute(0, 2, 3, 1), anchor, 1.0).permute(0, 3, 1, 2)
+        return self.coder.decode(box_pred.permute(0, 2, 3, 1), self.anchor, 1.0).permute(0, 3, 1, 2)
