@@ -88,3 +88,16 @@ def test_matching_and_step(tiny, run, capsys):
     argv = ["step", "MODEL.DEVICE", "cpu", "--config-file", tiny, "--size", 96, 96, "--repeats", 1]
     assert run("tools/benchmark.py", *argv, "MODEL.CLQ.TOPK", 5) == 0
     assert "Forward and backward at 96x96, batch 1, cpu" in capsys.readouterr().out
+
+
+def test_data_takes_the_mapper_apart_and_counts_what_the_loader_gives(tiny, run, capsys):
+    argv = ["--config-file", tiny, "--images", 20, "--workers", 0, "--seconds", 1]
+    assert run("tools/benchmark.py", "data", *argv, "INPUT.AUG.COLOR", 0.3) == 0
+    head, *steps, rate = capsys.readouterr().out.splitlines()
+    assert head.startswith("One image, 20 of shapes_train: ")
+    times = {line.rsplit(maxsplit=2)[0].strip(): float(line.split()[-2]) for line in steps}
+    assert times.keys() == {"read and decode", "augment", "annotations", "rest"}
+    assert list(times.values()) == sorted(times.values(), reverse=True)
+    assert sum(times.values()) == pytest.approx(float(head.split()[-2]), abs=0.1)
+    assert rate.startswith("0 workers: ") and rate.endswith("images/s in batches of 4")
+    assert float(rate.split()[2]) > 0

@@ -36,7 +36,7 @@ from clq.engine.ablation import (
     parse_row,
     train_all,
 )
-from clq.engine.launch import positive, run_cli
+from clq.engine.launch import count, positive, run_cli
 from clq.engine.predictor import Predictor
 from clq.engine.profiling import count_flops, count_parameters
 from clq.engine.settings import make_folder
@@ -44,10 +44,6 @@ from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
-
-
-def count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 def parse_args(argv=None):

@@ -6,10 +6,12 @@
     tools/benchmark.py step --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --size 800 1088
     tools/benchmark.py models --size 800 1088 --train --json costs.json --rows configs/ATSS/atss_R_50_FPN_1x.yaml \\
         "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml" "RetinaNet=path/to/retinanet_R_50_FPN_1x.yaml INPUT.FORMAT RGB"
+    tools/benchmark.py data --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --workers 0 1 2 4
 
 Repetitions of all sides alternate, so that a machine whose speed drifts favours none. Medians are compared. models:
 latency by stage, images a second, training step by stage, peak memory, parameters and multiply-adds of any box detector
-of Detectron2's, with random weights on generated images.
+of Detectron2's, with random weights on generated images. data: images a second of the training loader, and what each
+step of making one ready costs.
 """
 
 import argparse
@@ -23,10 +25,12 @@ from pathlib import Path
 
 import clq
 import torch
+from clq.data.checks import check_datasets
 from clq.data.synthetic import random_boxes, random_image
 from clq.engine.benchmark import format_table, measure
 from clq.engine.benchmark_cases import DTYPES, Conditions, find_device, parse_rows
-from clq.engine.launch import positive, run_cli
+from clq.engine.launch import count, positive, run_cli
+from clq.engine.loading import images_per_second, seconds_by_step
 from clq.engine.settings import make_folder
 from clq.modeling.matcher import match_atss
 from detectron2.modeling import build_model
@@ -87,8 +91,8 @@ def benchmark_matching(args) -> None:
     height, width = args.size
     grids = [(-(-height // s), -(-width // s)) for s in STRIDES]
     print(f"Matching at {height}x{width}, {sum(h * w for h, w in grids)} anchors, {torch.get_num_threads()} threads")
-    for count in (10, 100, 300):
-        boxes = random_boxes(count, height, width)
+    for num_boxes in (10, 100, 300):
+        boxes = random_boxes(num_boxes, height, width)
         ours, reference = match_atss(grids, STRIDES, boxes)[0], textbook_atss(grids, STRIDES, boxes)
         times = alternate(
             {
@@ -100,7 +104,7 @@ def benchmark_matching(args) -> None:
         with torch.profiler.profile(profile_memory=True) as profile:
             match_atss(grids, STRIDES, boxes)
         print(
-            f"{count:4d} boxes: match_atss {times['ours'] * 1e3:7.2f} ms, textbook {times['text'] * 1e3:7.1f} ms, "
+            f"{num_boxes:4d} boxes: match_atss {times['ours'] * 1e3:7.2f} ms, textbook {times['text'] * 1e3:7.1f} ms, "
             f"{times['text'] / times['ours']:5.1f} times faster; {int((ours != reference).sum())} anchors differ; "
             f"allocates {peak_allocation(profile) / 1e6:.1f} MB at its peak"
         )
@@ -155,6 +159,18 @@ def benchmark_models(args) -> None:
         print(args.json)
 
 
+def benchmark_data(args) -> None:
+    cfg = clq.setup_cfg(args.config_file, args.opts)
+    check_datasets(cfg, splits=("TRAIN",))
+    steps = seconds_by_step(cfg, args.images)
+    print(f"One image, {args.images} of {', '.join(cfg.DATASETS.TRAIN)}: {sum(steps.values()) * 1e3:.1f} ms")
+    for step, seconds in sorted(steps.items(), key=lambda item: -item[1]):
+        print(f"  {step:16s} {seconds * 1e3:6.2f} ms")
+    for workers in args.workers:
+        rate = images_per_second(cfg, workers, args.seconds)
+        print(f"{workers} workers: {rate:.1f} images/s in batches of {cfg.SOLVER.IMS_PER_BATCH}")
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="what", required=True)
@@ -172,8 +188,13 @@ def parse_args(argv=None):
     models.add_argument("--train", action="store_true", help="training steps, too")
     models.add_argument("--json", metavar="FILE", help="write everything there")
     models.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
+    data = kinds.add_parser("data", epilog="KEY VALUE ...: overrides of the config")
+    data.add_argument("--config-file", required=True, metavar="FILE")
+    data.add_argument("--workers", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
+    data.add_argument("--images", type=positive, default=100, help="to take apart; default: 100")
+    data.add_argument("--seconds", type=positive, default=5, help="to load for with each number; default: 5")
     args, words = parser.parse_known_args(argv)
-    if args.what == "step":
+    if args.what in ("step", "data"):
         args.opts = words
     elif words:
         parser.error(f"unrecognized arguments: {' '.join(words)}")
@@ -183,7 +204,8 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     torch.manual_seed(0)
-    {"matching": benchmark_matching, "step": benchmark_step, "models": benchmark_models}[args.what](args)
+    kinds = {"matching": benchmark_matching, "step": benchmark_step, "models": benchmark_models, "data": benchmark_data}
+    kinds[args.what](args)
 
 
 if __name__ == "__main__":

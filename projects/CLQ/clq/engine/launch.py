@@ -18,6 +18,11 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """As :func:`positive`, or 0."""
+    return 0 if text == "0" else positive(text)
+
+
 def run_cli(main: Callable, *args) -> None:
     """Calls ``main(*args)`` and exits: with what it returns if that is an int, with 2 and one line for a UserError."""
     try:
