@@ -15,11 +15,11 @@ _TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0,
 
 
 class _Offsets(nn.Module):
-    """Has the regular taps (1, 9, 2, 1, 1) where the model is."""
+    """Has the regular taps, (9, 2), where the model is."""
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("taps", _TAPS.view(1, 9, 2, 1, 1), persistent=False)
+        self.register_buffer("taps", _TAPS, persistent=False)
 
 
 class GeometricOffsets(_Offsets):
@@ -30,7 +30,7 @@ class GeometricOffsets(_Offsets):
         x1, y1, x2, y2 = boxes.unbind(dim=1)
         center = torch.stack(((y1 + y2) / 2, (x1 + x2) / 2), dim=1).unsqueeze(1)  # (N, 1, 2, H, W)
         third = torch.stack(((y2 - y1) / 3, (x2 - x1) / 3), dim=1).unsqueeze(1)
-        return (center + self.taps * (third - 1)).flatten(1, 2)
+        return (center + self.taps.view(1, 9, 2, 1, 1) * (third - 1)).flatten(1, 2)
 
 
 class LearnedOffsets(nn.Module):
@@ -62,7 +62,7 @@ class StarOffsets(_Offsets):
         x1, y1, x2, y2 = torch.lerp(boxes.detach(), boxes, self.gradient).unbind(dim=1)
         zero = torch.zeros_like(x1)
         taps = torch.stack([torch.stack((y, x), dim=1) for y in (y1, zero, y2) for x in (x1, zero, x2)], dim=1)
-        return (taps - self.taps).flatten(1, 2)
+        return (taps - self.taps.view(1, 9, 2, 1, 1)).flatten(1, 2)
 
 
 class AlignConv(nn.Module):
