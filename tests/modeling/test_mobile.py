@@ -9,7 +9,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 
-PAN = ["MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.FPN.OUT_CHANNELS", 16]
+PAN = [
+    *("MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.FPN.OUT_CHANNELS", 16),
+]
 STAGES = ["MODEL.FPN.IN_FEATURES", ["stage2", "stage3", "stage4"], "MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5"]]
 
 
@@ -95,6 +98,7 @@ def test_from_a_config_every_parameter_learns(stem):
     ("key", "value", "said"),
     [
         ("SHUFFLENET.NAME", "resnet50", "resnet50: not one of shufflenet_v2_x0_5"),
+        ("BACKBONE.FREEZE_AT", 2, "all of a ShuffleNet learns"),
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),
         ("FPN.IN_FEATURES", [], "name some of"),

@@ -51,7 +51,9 @@ def _add_model(cfg: CfgNode) -> None:
 
     c.ASSIGN = CfgNode()
     c.ASSIGN.NAME = "atss"  # atss | task (TOOD: by what is predicted, after a part of the training with ATSS)
-    c.ASSIGN.WARMUP = 0.33333  # that part, of SOLVER.MAX_ITER; in it ATSS's losses are used (TOOD: 4 epochs of 12)
+    # That part, of SOLVER.MAX_ITER (TOOD: 4 epochs of 12); in it ATSS's losses are used. A training that is resumed
+    # with another MAX_ITER has another part.
+    c.ASSIGN.WARMUP = 0.33333
     c.ASSIGN.TASK_TOPK = 13  # k, locations per ground truth
     c.ASSIGN.TASK_ALPHA = 1.0  # alpha, exponent of the class score in the alignment
     c.ASSIGN.TASK_BETA = 6.0  # beta, exponent of the IoU
@@ -85,7 +87,7 @@ def _add_model(cfg: CfgNode) -> None:
 
     c.ALIGN = CfgNode()
     c.ALIGN.NAME = "geometric"  # none | learned (1x1 conv on the regressed box) | geometric (taps spread over it)
-    c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (the same in plain torch)
+    c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (in plain torch); of star too
 
     c.REFINE = CfgNode()
     # none | star (VFNet: towers and box once more, along the box; needs BOX.CODING distance)

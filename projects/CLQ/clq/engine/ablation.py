@@ -22,7 +22,7 @@ from clq.evaluation.metrics import METRICS
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
-CELLS = "TOWERS", "ASSIGN", "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
+CELLS = "TOWERS", "CONV", "RELU_BEFORE_P7", "ASSIGN", "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
 # Rows of Detectron2's own models bring their pyramid too: some start from P2, some make P6 and P7 in another way.
 _PYRAMID = "BACKBONE.NAME", "RESNETS.OUT_FEATURES", "FPN.IN_FEATURES"
 _ROI = "ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "MASK_ON"
@@ -102,18 +102,19 @@ def _parts(model: CfgNode) -> dict:
 def differences(configs: Mapping[str, CfgNode]) -> dict[str, list[str]]:
     """For each row but the first, what differs from the first, as ``KEY value (value of the first)``.
 
-    Of another meta-architecture nothing else is said.
+    Of another meta-architecture it is that, and the keys that both read: what makes a row of either is its own.
     """
     first, *others = configs
-    return {name: _differences(configs[name].MODEL, configs[first].MODEL) for name in others}
+    return {name: _differences(configs[name], configs[first]) for name in others}
 
 
-def _differences(model: CfgNode, first: CfgNode) -> list[str]:
-    kind, reference = model.META_ARCHITECTURE, first.META_ARCHITECTURE
-    if kind != reference:
-        return [f"META_ARCHITECTURE {kind} ({reference})"]
-    ours, theirs = (_flat(x.CLQ) if kind == "CLQ" else _parts(x) for x in (model, first))
-    return [f"{key} {value} ({theirs[key]})" for key, value in ours.items() if value != theirs[key]]
+def _differences(cfg: CfgNode, first: CfgNode) -> list[str]:
+    kinds = {cfg.MODEL.META_ARCHITECTURE, first.MODEL.META_ARCHITECTURE}
+    own = () if len(kinds) == 1 else tuple(f"MODEL.{part}." for kind in kinds for part in PARTS[kind])
+    theirs = _flat(first)
+    changed = {k: v for k, v in _flat(cfg).items() if v != theirs[k] and not f"{k}.".startswith(own)}
+    short = {key: key.removeprefix("MODEL.").removeprefix("CLQ.") for key in changed}
+    return [f"{short[key]} {value} ({theirs[key]})" for key, value in changed.items()]
 
 
 def _flat(node: CfgNode, prefix: str = "") -> dict:

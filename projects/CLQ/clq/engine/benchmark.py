@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from clq.data.synthetic import random_image
-from clq.engine.benchmark_cases import NUM_CANDIDATES, Conditions, InferenceCase, ProductCase, Row, TrainingCase
+from clq.engine.benchmark_cases import (
+    NUM_CANDIDATES,
+    Conditions,
+    InferenceCase,
+    ProductCase,
+    Row,
+    TrainingCase,
+    build_for_inference,
+)
 from clq.engine.profiling import (
     CONVOLUTIONS,
     INFERENCE_STAGES,
@@ -40,7 +47,8 @@ def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict
     """
     configs = [row.config(conditions.device) for row in rows]
     memory = [peak_memory(row, conditions) for row in rows]
-    cases, product = [InferenceCase(cfg, conditions) for cfg in configs], ProductCase(conditions)
+    cases = [InferenceCase(cfg, conditions, row.as_built) for cfg, row in zip(configs, rows, strict=True)]
+    product = ProductCase(conditions)
     *samples, products = _in_turn([*cases, product], repeats)
     rate = product.multiply_adds / np.median(products["product"])
     results = {}
@@ -50,7 +58,7 @@ def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict
             "multiply_adds": flops_by_stage(case.model, conditions.size),
         }
         inference = _inference_summary(sample, counts["multiply_adds"], rate, conditions.batch)
-        config = {"config": row.config_file, "opts": row.opts}
+        config = {"config": row.config_file, "opts": row.opts, "as_built": row.as_built}
         results[row.name] = {**config, **counts, "inference": inference, "training": None, "peak_memory_bytes": peak}
     cases.clear()
     if conditions.train:
@@ -121,8 +129,7 @@ def measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str, 
     torch.set_num_threads(threads)
     cfg = row.config(conditions.device)
     peaks: dict[str, int | None] = {"inference": None, "training": None}
-    torch.manual_seed(0)
-    model, image = build_model(cfg).eval(), random_image(*conditions.size)
+    model, image = build_for_inference(cfg, row.as_built), random_image(*conditions.size)
     with torch.no_grad(), conditions.autocast():
         model([image])
     peaks["inference"] = peak_so_far(conditions.device)
@@ -155,10 +162,12 @@ def format_table(machine: dict, results: dict[str, dict]) -> str:
         lines, ["", *results], "github", disable_numparse=True, colalign=["left", *["right"] * len(results)]
     )
     height, width = machine["size"]
+    as_built = "".join(f"; {name} as built" for name, result in results.items() if result["as_built"])
     legend = [
         f"{height}x{width}, {machine['device_name']}, {machine['dtype']}{' (TF32)' if machine['tf32'] else ''}, "
         f"{machine['threads']} threads, torch {machine['torch']}; medians of {machine['repeats']} rounds.",
-        "This project's detectors run as in demo.py (norms folded, channels last), Detectron2's own as they are.",
+        f"Inference: norms folded, channels last, as in demo.py{as_built}. Training: channels last, as in "
+        "train_net.py; its data are images in memory, put on the device and into a batch.",
         "Stages: from other calls than the time above them, with a clock at each that waits for the device.",
         f"Share of the peak: backbone, FPN and head, of {machine['peak_multiply_adds_per_s'] / 1e9:.4g} G "
         "multiply-adds a second, what a large matrix product reached between the rows.",
@@ -175,7 +184,7 @@ def _cells(result: dict, batch: int) -> dict[str, str]:
         "inference, batch 1: ms, median": _number(inference["latency_s"]["median"], 1e3),
         "ms, 90th percentile": _number(inference["latency_s"]["p90"], 1e3),
         **_stage_cells(inference["stages_s"], INFERENCE_STAGES),
-        f"decode+NMS, {NUM_CANDIDATES} candidates": _number(inference["crowded_decode_s"], 1e3),
+        f"decode+NMS, {NUM_CANDIDATES} above threshold": _number(inference["crowded_decode_s"], 1e3),
         **{f"images/s, batch {n}": _number(rate) for n, rate in inference["images_per_s"].items()},
         "share of the machine's peak (%)": _number(inference["share_of_peak"], 100),
         "peak memory (GiB)": _number(memory["inference"], 2**-30),

@@ -8,8 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from clq.config import setup_cfg
+from clq.data.datasets import fill_num_classes
 from clq.data.synthetic import make_candidates, random_image
 from clq.engine.ablation import split_row
 from clq.engine.profiling import (
@@ -22,7 +24,6 @@ from clq.engine.profiling import (
 from clq.engine.settings import check_model
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
-from clq.modeling.detector import CLQ
 from clq.modeling.folding import made_fast
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,25 +61,28 @@ class Row:
     Attributes:
         name: as the table shows it.
         config_file, opts: of its config.
+        as_built: inference is not made fast (norms folded, channels last) as demo.py does: Detectron2's own way.
     """
 
     name: str
     config_file: str
     opts: tuple[str, ...]
+    as_built: bool = False
 
     def config(self, device: torch.device) -> CfgNode:
         """Its config on a device, without weights, and with a learning rate of 0: all steps do the same work."""
         own = ["MODEL.DEVICE", str(device), "MODEL.WEIGHTS", "", "SOLVER.BASE_LR", 0.0]
         cfg = setup_cfg(self.config_file, [*self.opts, *own])
         check_model(cfg)
+        fill_num_classes(cfg)
         return cfg
 
 
-def parse_rows(texts: list[str], opts: list[str]) -> list[Row]:
-    """Rows from ``[NAME=]CONFIG.yaml [KEY VALUE ...]`` each, and overrides for all of them.
+def parse_rows(texts: list[str], opts: list[str], as_built: list[str]) -> list[Row]:
+    """Rows from ``[NAME=]CONFIG.yaml [KEY VALUE ...]`` each, overrides for all, and names of those to run as built.
 
     Raises:
-        UserError: one without a config, or two of the same name.
+        UserError: one without a config, two of the same name, or a name of none.
     """
     rows = {}
     for text in texts:
@@ -87,7 +91,9 @@ def parse_rows(texts: list[str], opts: list[str]) -> list[Row]:
             raise UserError(f"--rows {text!r}: has no config; write [NAME=]CONFIG.yaml [KEY VALUE ...].")
         if name in rows:
             raise UserError(f"--rows: two are called {name}; give each a NAME= of its own.")
-        rows[name] = Row(name, config_file, (*own, *opts))
+        rows[name] = Row(name, config_file, (*own, *opts), name in as_built)
+    if unknown := set(as_built) - set(rows):
+        raise UserError(f"--as-built {', '.join(sorted(unknown))}: no row of that name; there are {', '.join(rows)}.")
     return list(rows.values())
 
 
@@ -106,18 +112,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def build_for_inference(cfg: CfgNode, as_built: bool) -> nn.Module:
+    """A row's model as :class:`~clq.engine.predictor.Predictor` runs it, or just as it is built; weights are random."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    return model if as_built else made_fast(model)
+
+
 class InferenceCase:
     """A row's model with random weights, and what is timed of its inference.
 
-    From uint8 images on the CPU, resized already, to boxes on the device. This project's detectors run as its
-    :class:`~clq.engine.predictor.Predictor` runs them, Detectron2's own as its DefaultPredictor does.
+    From uint8 images on the CPU, resized already, to boxes on the device.
     """
 
-    def __init__(self, cfg: CfgNode, conditions: Conditions):
+    def __init__(self, cfg: CfgNode, conditions: Conditions, as_built: bool = False):
         self.conditions = conditions
-        torch.manual_seed(0)
-        model = build_model(cfg).eval()
-        self.model = made_fast(model) if isinstance(model, CLQ) else model
+        self.model = build_for_inference(cfg, as_built)
         self.images = [random_image(*conditions.size) for _ in range(conditions.batch)]
         self.crowd = self._prepare_crowd() if isinstance(self.model, DenseDetector) else None
 
@@ -195,13 +205,16 @@ class ProductCase:
         self.device = conditions.device
         side = 2048 if self.device.type == "cpu" else 8192
         self.multiply_adds = side**3
-        if self.device.type == "cuda":  # convolutions use TF32 where torch's default lets them: so may the product
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
         self.factors = torch.rand(2, side, side, device=self.device, dtype=DTYPES[conditions.dtype])
 
     def sample(self) -> dict[str, float]:
         """Seconds."""
-        return {"product": _seconds(lambda: torch.mm(*self.factors), self.device)}
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # as convolutions have it
+        try:
+            return {"product": _seconds(lambda: torch.mm(*self.factors), self.device)}
+        finally:
+            matmul.allow_tf32 = before
 
 
 def _seconds(call, device: torch.device) -> float:

@@ -150,6 +150,8 @@ def _read(path: str) -> dict:
 def _row_of(path: str, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> str:
     if "PAAHead" in str(checkpoint.get("meta")):  # ATSS's layers, but scores of another meaning
         raise UserError(f"{path}: is PAA, which this project does not have.")
+    if "anchor_based" in str(checkpoint.get("meta")):  # TOOD's layers, but deltas of anchors in place of distances
+        raise UserError(f"{path}: is the anchor-based TOOD; this project has the anchor-free one.")
     layers = {key.split(".")[1] for key in weights if key.startswith("bbox_head.")}
     for config, (needed, absent) in _ROWS.items():
         if layers >= set(needed.split()) and not layers & set(absent.split()):

@@ -35,6 +35,9 @@ def check_model(cfg: CfgNode) -> None:
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
     check_augmentation(cfg)
+    for key in ("COMPILE", "CHECKPOINT_BACKBONE"):
+        if cfg.MODEL.CLQ[key] and cfg.MODEL.META_ARCHITECTURE != "CLQ":
+            raise UserError(f"MODEL.CLQ.{key}: {cfg.MODEL.META_ARCHITECTURE} models do not read it; set it to False.")
 
 
 def check_training(cfg: CfgNode) -> None:

@@ -43,13 +43,14 @@ class FCOS(fcos.FCOS):
         with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):
             backbone = build_backbone(cfg)
         shapes = pyramid_shapes(backbone, c.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
-        head = fcos.FCOSHead(
-            input_shape=shapes,
-            num_classes=c.NUM_CLASSES,
-            conv_dims=[shapes[0].channels] * c.NUM_CONVS,
-            norm=_group_norm if c.NORM == "GN" else c.NORM,
-            prior_prob=c.PRIOR_PROB,
-        )
+        with blamed_on("MODEL.RETINANET and FPN.OUT_CHANNELS"):
+            head = fcos.FCOSHead(
+                input_shape=shapes,
+                num_classes=c.NUM_CLASSES,
+                conv_dims=[shapes[0].channels] * c.NUM_CONVS,
+                norm=_group_norm if c.NORM == "GN" else c.NORM,
+                prior_prob=c.PRIOR_PROB,
+            )
         return {
             "backbone": backbone,
             "head": head,

@@ -70,8 +70,9 @@ class DetectionLoss:
         score: which score is trained.
         coder: decodes boxes; may add its own loss (``loss_dfl``).
         class_loss: elementwise loss of (LogScore, target), both (N, R, K).
-        soft_target: a positive's class target is its alignment, or else :math:`\mathrm{IoU}^\alpha` of its decoded box
-            (no gradient); False: 1.
+        soft_target: a positive's class target is its alignment, or else a power of the IoU of its decoded box (no
+            gradient); False: 1.
+        target_power: that power, CLQ's :math:`\alpha`.
         quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
             XYXY pixels; None for nothing of its own.
         box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, the
@@ -89,6 +90,7 @@ class DetectionLoss:
         class_loss: Callable[[LogScore, Tensor], Tensor],
         *,
         soft_target: bool,
+        target_power: float = 1.0,
         quality_target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         box_weight: Callable[[LogScore, Tensor, Tensor, Targets], Tensor] | None = None,
         box_loss_weight: float = 1.0,
@@ -100,6 +102,7 @@ class DetectionLoss:
         self.coder = coder
         self.class_loss = class_loss
         self.soft_target = soft_target
+        self.target_power = target_power
         self.quality_target = quality_target
         self.box_weight = box_weight
         self.box_loss_weight = box_loss_weight
@@ -156,7 +159,7 @@ class DetectionLoss:
         value = 1.0
         if self.soft_target:
             iou = box_iou_matched(boxes, targets.gt_boxes)
-            value = iou**self.score.alpha if targets.alignment is None else targets.alignment
+            value = iou**self.target_power if targets.alignment is None else targets.alignment
         target[targets.image, targets.location, targets.gt_classes] = value
         return (self.class_loss(score, target) * targets.valid.unsqueeze(-1)).sum()
 

@@ -97,12 +97,19 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     """``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES`` of ``OUT_CHANNELS``.
 
+    All of it learns: batch norms too, so batches should not be small.
+
     Raises:
-        UserError: no such body or feature, or levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
+        UserError: no such body or feature, something to freeze, or levels other than those that
+            ``MODEL.CLQ.IN_FEATURES`` uses.
     """
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
     if name not in BODIES:
         raise UserError(f"MODEL.SHUFFLENET.NAME {name}: not one of {', '.join(BODIES)}.")
+    if cfg.MODEL.BACKBONE.FREEZE_AT:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all of a ShuffleNet learns; set it to 0."
+        )
     if not features or features != [f for f in _STRIDES if f in features]:
         raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")
     pan = LitePAN(ShuffleNetV2(name, features[-1]), features, cfg.MODEL.FPN.OUT_CHANNELS)

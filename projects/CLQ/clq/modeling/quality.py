@@ -105,12 +105,14 @@ class Quality:
         joint, alpha, cls_alpha: see :class:`~clq.modeling.scoring.ScoreRule`.
         branch: makes its module in the head from the box coder and the channels of the towers' input and output; the
             module goes from these two, (N, ., H, W) each, and the box prediction to the logits (N, 1, H, W).
+        target_power: a soft class target is this power of the IoU.
         target: what the branch learns by binary cross entropy, or None where the score's loss alone teaches it.
     """
 
     joint = True
     alpha = 1.0
     cls_alpha = 1.0
+    target_power = 1.0
     branch = TowerQuality
     target = None
 
@@ -141,7 +143,7 @@ class PredictedIoU(Quality):
             raise ValueError(f"the target of the IoU branch is pred_box or anchor, not {of}")
         if not alpha > 0:
             raise ValueError(f"the exponent alpha of the IoU branch must be positive, got {alpha}")
-        self.alpha = alpha
+        self.alpha = self.target_power = alpha
         self.of = of
 
     def target(self, pred_boxes: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:

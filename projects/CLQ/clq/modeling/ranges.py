@@ -16,7 +16,7 @@ _RANGES = {
     "TOPK": ("at least 1", lambda v: v >= 1),
     "ASSIGN.WARMUP": ("within 0 and 1", lambda v: 0 <= v <= 1),
     "ASSIGN.TASK_TOPK": ("at least 1", lambda v: v >= 1),
-    "ASSIGN.TASK_ALPHA": ("at least 0", lambda v: v >= 0),
+    "ASSIGN.TASK_ALPHA": ("above 0", lambda v: v > 0),
     "ASSIGN.TASK_BETA": ("at least 0", lambda v: v >= 0),
     "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
     "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
@@ -45,5 +45,7 @@ def check_ranges(cfg: CfgNode) -> None:
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
         if value is None or not holds(value):
             raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
+    if cfg.SOLVER.ACCUMULATE < 1:
+        raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: must be at least 1.")
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise UserError(f"TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: must be at least 1.")

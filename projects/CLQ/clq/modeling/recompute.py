@@ -1,7 +1,7 @@
 """Less memory for more time: what a forward pass leaves behind for the backward pass is computed again there."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from detectron2.modeling import Backbone
 from fvcore.nn.precise_bn import get_bn_modules
@@ -21,20 +21,23 @@ def recomputed(module: nn.Module, function: Callable, *inputs):
         module: holds the layers that the function calls.
         function, inputs: any; computes the same each time.
     """
-    contexts = lambda: (contextlib.nullcontext(), _running_statistics_kept(module))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), _RunningStatisticsKept(module))  # noqa: E731
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-@contextlib.contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = get_bn_modules(module)
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
+class _RunningStatisticsKept:
+    """A context, as often as it is needed, in which batch norms do not move their running statistics."""
+
+    def __init__(self, module: nn.Module):
+        self.norms = get_bn_modules(module)
+        self.momenta = [norm.momentum for norm in self.norms]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
             norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+
+    def __exit__(self, *_) -> None:
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
             norm.momentum = momentum
 
 

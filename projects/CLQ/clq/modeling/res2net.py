@@ -112,6 +112,11 @@ def build_res2net_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         UserError: a depth that it does not come in, or what only a ResNet can do.
     """
     r = cfg.MODEL.RESNETS
+    if r.DEFORM_NUM_GROUPS < 1 or r.WIDTH_PER_GROUP % r.DEFORM_NUM_GROUPS:
+        raise UserError(
+            f"MODEL.RESNETS.DEFORM_NUM_GROUPS {r.DEFORM_NUM_GROUPS}: must be at least 1 and divide WIDTH_PER_GROUP, "
+            f"{r.WIDTH_PER_GROUP}."
+        )
     if r.DEPTH not in _NUM_BLOCKS or r.NUM_GROUPS < 2 or r.STRIDE_IN_1X1 or r.RES5_DILATION != 1:
         raise UserError(
             f"MODEL.RESNETS: for a Res2Net, DEPTH must be one of {', '.join(map(str, _NUM_BLOCKS))}, NUM_GROUPS (its "

@@ -95,7 +95,8 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
     )
     if refine is not None and refine.coding != c.BOX.CODING:
         raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: needs MODEL.CLQ.BOX.CODING {refine.coding}.")
-    return DenseHead(
+    head = partial(
+        DenseHead,
         towers=towers,
         num_levels=len(shapes),
         num_classes=c.NUM_CLASSES if c.NUM_CLASSES > 0 else resolve_num_classes(cfg),
@@ -108,11 +109,16 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
         box_norm=c.NORM if c.REFINE.NAME == "star" else None,
         pred_size=1 if depthwise else 3,
     )
+    return _make("NORM", head)
 
 
 def build_task_aligned(cfg: CfgNode, coder, quality, score: ScoreRule) -> TaskAlignedPhase | None:
     """The second part of a training of ``ASSIGN``, or None."""
     c = cfg.MODEL.CLQ.ASSIGN
+    if c.NAME == "task" and cfg.MODEL.CLQ.CLS.LOSS == "focal":
+        raise UserError(
+            "MODEL.CLQ.CLS.LOSS focal: learns 1, not the alignments of ASSIGN.NAME task; set it to qfl or vfl."
+        )
     return _choose(
         "ASSIGN.NAME",
         c.NAME,
@@ -159,6 +165,7 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str,
         coder,
         class_loss,
         soft_target=soft_target,
+        target_power=quality.target_power if quality else 1.0,
         quality_target=quality and quality.target,
         box_weight=box_weight,
         box_loss_weight=c.BOX.LOSS_WEIGHT,
