@@ -25,9 +25,15 @@ FAMILIES = {
         {"loss_rpn_cls", "loss_rpn_loc", *(f"loss_{x}_stage{i}" for x in ("cls", "box_reg") for i in range(3))},
     ),
 }
-BODIES = {"R_50_FPN_1x": (50, 1, 64), "R_101_FPN_2x_ms": (101, 1, 64), "X_101_64x4d_FPN_2x_ms": (101, 64, 4)}
+BODIES = {
+    "R_50_FPN_1x": (50, 1, 64),
+    "R_50_FPN_2x_ms": (50, 1, 64),
+    "R_101_FPN_2x_ms": (101, 1, 64),
+    "X_101_64x4d_FPN_2x_ms": (101, 64, 4),
+}
 WEIGHTS = {
     "R_50_FPN_1x": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+    "R_50_FPN_2x_ms": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
     "R_101_FPN_2x_ms": "torchvision://resnet101",
     "X_101_64x4d_FPN_2x_ms": "torchvision://resnext101_64x4d",
 }

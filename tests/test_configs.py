@@ -45,11 +45,19 @@ ROWS = {
     "GFL/gfl_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "none", None, "none"),
     "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
-    "GFLV2/gflv2_R_101_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
     "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
 }
+LARGER = {"R_101": {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}}
+LARGER["X_101_64x4d"] = {*LARGER["R_101"], "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"}
+# Each with the cells of its ResNet-50, and nothing else changed but the body.
+LARGER_ROWS = [
+    (f"{row}_R_50_FPN_2x_ms", f"{row}_{body}_FPN_2x_ms", keys)
+    for row in ("ATSS/atss", "GFL/gfl", "VFNET/vfnet", "TOOD/tood", "GFLV2/gflv2")
+    for body, keys in LARGER.items()
+]
+ROWS |= {larger: ROWS[row] for row, larger, _ in LARGER_ROWS}
 CODINGS = {
     "GFL": "distribution",
     "GFLV2": "distribution",
@@ -202,7 +210,7 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
         ("TOOD/tood_R_50_FPN_1x", "TOOD/tood_R_50_FPN_2x_ms", {*MULTI_SCALE, "MODEL.CLQ.ASSIGN.WARMUP"}),
         ("GFL/gfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_2x_ms", MULTI_SCALE),
         ("GFLV2/gflv2_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_2x_ms", MULTI_SCALE),
-        ("GFLV2/gflv2_R_50_FPN_2x_ms", "GFLV2/gflv2_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),
+        *LARGER_ROWS,
         ("CLQ/clq_R_50_FPN_2x_ms", "CLQ/clq_R_101_FPN_2x_ms", {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}),
         (
             "CLQ/clq_R_101_FPN_2x_ms",
