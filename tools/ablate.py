@@ -43,6 +43,7 @@ from clq.engine.settings import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
@@ -111,20 +112,25 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
 
 
 def draw_losses(runs: dict[str, list[Run]], path: Path) -> None:
-    """One panel a loss, one line a row: the mean over its seeds."""
+    """One panel a loss, one line a row, of one colour in all panels: the mean over its seeds."""
     curves = {name: [loss_curves(run.folder) for run in row] for name, row in runs.items()}
     panels = sorted({loss for row in curves.values() for run in row for loss in run})
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, loss in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, row in curves.items():
+    columns = min(3, len(panels))
+    figure = Figure(figsize=(5 * columns, 3.5 * math.ceil(len(panels) / columns) + 1), layout="constrained")
+    lines, colors = {}, colormaps["tab10" if len(curves) <= 10 else "tab20"]
+    for i, loss in enumerate(panels, start=1):
+        axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, i)
+        for color, (name, row) in enumerate(curves.items()):
             values: dict[int, list[float]] = {}
             for iteration, value in itertools.chain.from_iterable(run.get(loss, []) for run in row):
                 values.setdefault(iteration, []).append(value)
             if values:
-                axes.plot(sorted(values), [statistics.fmean(values[i]) for i in sorted(values)], label=name)
+                means = [statistics.fmean(values[i]) for i in sorted(values)]
+                (lines[name],) = axes.plot(sorted(values), means, color=colors(color % colors.N))
         axes.set(title=loss, xlabel="iteration")
-        axes.legend()
         axes.grid(alpha=0.3)
+    names = [name for name in curves if name in lines]
+    figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=min(5, len(names)))
     figure.savefig(path, dpi=120)
 
 
