@@ -34,7 +34,11 @@ def test_every_candidate_passes_the_threshold(tiny, arch):
 
 def test_models(tiny, tmp_path, run, capsys, monkeypatch):
     """In one process: the imports of a child for each row take longer than all the rest."""
-    monkeypatch.setattr(benchmark, "peak_memory", lambda row, conditions: benchmark.measure_memory(row, conditions, 1))
+    monkeypatch.setattr(
+        benchmark,
+        "peak_memory",
+        lambda row, conditions: benchmark.measure_memory(row, conditions, torch.get_num_threads()),
+    )
     path = tmp_path / "new" / "costs.json"
     argv = ["models", "--device", "cpu", "--size", 96, 96, "--repeats", 1, "--batch", 2, "--train", "--json", path]
     assert (

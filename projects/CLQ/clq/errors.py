@@ -21,6 +21,6 @@ def blamed_on(keys: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as e:
+    except (ArithmeticError, AssertionError, LookupError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"{keys}: Detectron2 refuses these values ({type(e).__name__} {reason}); correct them.") from e

@@ -45,6 +45,8 @@ def check_ranges(cfg: CfgNode) -> None:
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
         if value is None or not holds(value):
             raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
+    if cfg.MODEL.FPN.OUT_CHANNELS < 1:
+        raise UserError(f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS}: must be at least 1.")
     if cfg.SOLVER.ACCUMULATE < 1:
         raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: must be at least 1.")
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
