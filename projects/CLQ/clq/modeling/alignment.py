@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+# Locations whose samples are multiplied at once: 512 of 9 x 256 float32 are 4.7 MB, which a core's caches still hold.
+_LOCATIONS_AT_ONCE = 512
+
 # Regular positions (dy, dx) of the nine taps, row-major as in a 3x3 kernel: (9, 2).
 _TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
 
@@ -148,9 +151,14 @@ def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     cells = ((image * h + rows) * w).unsqueeze(-1) + cols.unsqueeze(-2)  # (N, H, W, 9, 2, 2)
     bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)
     table = x.permute(0, 2, 3, 1).reshape(-1, c)
-    bags = F.embedding_bag(cells.view(-1, 4), table, per_sample_weights=bilinear.view(-1, 4), mode="sum")
-    out = bags.view(n, h * w, 9 * c) @ weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
-    return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+    kernel = weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
+    # In training in one go: the samples are kept in any case, and each part would have a gradient as large as x.
+    at_once = n * h * w if torch.is_grad_enabled() else _LOCATIONS_AT_ONCE
+    out = []
+    for cell, weights in zip(cells.view(-1, 9, 4).split(at_once), bilinear.view(-1, 9, 4).split(at_once), strict=True):
+        samples = F.embedding_bag(cell.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum")
+        out.append(samples.view(-1, 9 * c) @ kernel)
+    return torch.cat(out).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +176,7 @@ def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns (N, 9, H, W) of the taps on the map, from offsets (N, 18, H, W)."""
     n, _, h, w = offsets.shape
-    taps = offsets.view(n, 9, 2, h, w) + _TAPS.to(offsets).view(1, 9, 2, 1, 1)
+    taps = offsets.view(n, 9, 2, h, w) + _TAPS.to(offsets, non_blocking=True).view(1, 9, 2, 1, 1)
     rows = torch.arange(h, device=offsets.device, dtype=offsets.dtype).view(h, 1)
     cols = torch.arange(w, device=offsets.device, dtype=offsets.dtype)
     return taps[:, :, 0] + rows, taps[:, :, 1] + cols
