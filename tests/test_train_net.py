@@ -216,6 +216,7 @@ MISTAKES = {
     "detections": (["TEST.DETECTIONS_PER_IMAGE", -1], ["TEST.DETECTIONS_PER_IMAGE -1", "at least 1"]),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["SOLVER.LR_SCHEDULER_NAME Cosine", "WarmupCosineLR"]),
     "sampler": (["DATALOADER.SAMPLER_TRAIN", "Random"], ["DATALOADER.SAMPLER_TRAIN Random", "TrainingSampler"]),
+    "type of evaluation": (["TEST.AMP.DTYPE", "half"], ["TEST.AMP.DTYPE: half is not one of auto, fp16, bf16"]),
     "batch": (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH 0", "at least 1"]),
     "folder": (["OUTPUT_DIR", __file__], [f"OUTPUT_DIR {__file__}", "choose another"]),
     "json": (["DATASETS.COCO_JSON", entry("shapes_train", json="gone.json", images=".")], ["gone.json does not exist"]),

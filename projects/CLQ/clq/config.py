@@ -114,6 +114,9 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     cfg.SOLVER.EMA.DECAY = 0.9998  # of the average, a step; less in the first steps: (1 + n) / (10 + n) after n
     cfg.SOLVER.AMP.DTYPE = "auto"  # auto (CUDA: fp16 with loss scaling, CPU: bf16) | fp16 | bf16
+    cfg.TEST.AMP = CfgNode()  # as SOLVER.AMP, of evaluation and demo
+    cfg.TEST.AMP.ENABLED = False
+    cfg.TEST.AMP.DTYPE = "auto"
 
     aug = cfg.INPUT.AUG = CfgNode()  # on top of Detectron2's resizing, INPUT.CROP and INPUT.RANDOM_FLIP
     aug.COLOR = 0.0  # brightness, contrast and saturation each scaled by a factor within 1 -+ this

@@ -18,6 +18,7 @@ from detectron2.structures import Instances
 
 from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
 from clq.engine.checkpoint import Checkpointer
+from clq.engine.precision import inference_autocast
 from clq.engine.settings import check_model
 from clq.errors import UserError
 from clq.modeling.folding import made_fast
@@ -52,6 +53,7 @@ class Predictor:
         model = build_model(cfg).eval()
         Checkpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
         self.model = made_fast(model)
+        self.autocast = inference_autocast(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = AugmentationList(utils.build_augmentation(cfg, is_train=False))
 
@@ -70,7 +72,8 @@ class Predictor:
         """
         height, width = image.shape[:2]
         tensor = torch.as_tensor(np.ascontiguousarray(self.resize(image).transpose(2, 0, 1)))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        with self.autocast:
+            return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """The image (H, W, 3) at the size that ``INPUT`` asks for.

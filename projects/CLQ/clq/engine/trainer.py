@@ -21,6 +21,7 @@ from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.hooks import EMAHook
+from clq.engine.precision import autocast_dtype, inference_autocast
 from clq.errors import UserError, blamed_on
 from clq.modeling.test_time_augmentation import DenseTTA
 
@@ -90,6 +91,12 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
+        """Detectron2's, in the precision of ``TEST.AMP``."""
+        with inference_autocast(cfg):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
@@ -201,15 +208,10 @@ def learning_rate(cfg: CfgNode) -> float:
 
 def build_step(cfg: CfgNode, model: nn.Module, loader, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
     """The training step: single precision, or autocast as ``SOLVER.AMP`` says."""
-    if not cfg.SOLVER.AMP.ENABLED:
+    dtype = autocast_dtype(cfg, "SOLVER")
+    if dtype is None:
         return SimpleTrainer(model, loader, optimizer)
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    name, device = cfg.SOLVER.AMP.DTYPE, torch.device(cfg.MODEL.DEVICE).type
-    if name == "auto":
-        name = "fp16" if device == "cuda" else "bf16"
-    if name not in dtypes:
-        raise UserError(f"SOLVER.AMP.DTYPE: {name} is not one of auto, {', '.join(dtypes)}.")
-    return AutocastTrainer(model, loader, optimizer, device, dtypes[name])
+    return AutocastTrainer(model, loader, optimizer, torch.device(cfg.MODEL.DEVICE).type, dtype)
 
 
 class AutocastTrainer(SimpleTrainer):
