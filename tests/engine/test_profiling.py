@@ -135,6 +135,15 @@ def test_all_stages_of_a_detector_are_found(tiny, opts):
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2
 
 
+def test_a_compiled_network_is_one_stage(tiny, monkeypatch):
+    """It runs as written while its arithmetic is counted; compiling it takes long, and is not needed here."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: pytest.fail("compiled"))
+    model = build(tiny, "MODEL.CLQ.COMPILE", True)
+    counted = flops_by_stage(model, (96, 96))
+    assert {stage: value for stage, value in counted.items() if value} == {"compiled network": sum(TINY_FLOPS.values())}
+    assert model.compiled
+
+
 def test_task_aligned_matching_is_a_stage_too(tiny):
     tood = ["MODEL.CLQ.ASSIGN.NAME", "task", "MODEL.CLQ.ASSIGN.WARMUP", 0.0]
     model, ticks = build(tiny, *tood), itertools.count()

@@ -38,6 +38,7 @@ def make_targets(num_pos=2.0, **changes):
     fields = {
         "image": tensor([0, 1]),
         "location": tensor([1, 2]),
+        "weight": torch.ones(2),
         "gt_boxes": tensor([[8.0, 0, 16, 16], [0, 4, 8, 16]]),
         "gt_classes": tensor([1, 0]),
         "valid": valid,
@@ -48,7 +49,9 @@ def make_targets(num_pos=2.0, **changes):
 
 def no_objects():
     nothing = torch.zeros(0, dtype=torch.int64)
-    return make_targets(2.0, image=nothing, location=nothing, gt_boxes=torch.zeros(0, 4), gt_classes=nothing)
+    return make_targets(
+        2.0, image=nothing, location=nothing, weight=torch.zeros(0), gt_boxes=torch.zeros(0, 4), gt_classes=nothing
+    )
 
 
 def make_predictions(channels=4, quality=True):
@@ -268,7 +271,13 @@ def three_images():
     corner = torch.rand(6, 2) * 50
     anchors = torch.cat((corner, corner + 20), 1)
     targets = Targets(
-        image, location, anchors[location] + tensor([-4.0, -2, 3, 5]), location % 2, torch.ones(3, 6) > 0, tensor(8.0)
+        image,
+        location,
+        torch.ones(7),
+        anchors[location] + tensor([-4.0, -2, 3, 5]),
+        location % 2,
+        torch.ones(3, 6) > 0,
+        tensor(8.0),
     )
     return [torch.randn(3, 6, c) for c in (2, 4, 1, 32)], targets, anchors, torch.full((6,), 8.0)
 
@@ -281,7 +290,7 @@ def losses_of_images(first, last):
         image=targets.image[keep] - first,
         valid=targets.valid[first:last],
         num_pos=tensor([5.0, 1.0, 2.0])[first:last].sum(),
-        **{name: getattr(targets, name)[keep] for name in ("location", "gt_boxes", "gt_classes")},
+        **{name: getattr(targets, name)[keep] for name in ("location", "weight", "gt_boxes", "gt_classes")},
     )
     results = []
     for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):

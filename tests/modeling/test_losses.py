@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from clq.modeling.losses import distribution_focal_loss, focal_loss, quality_focal_loss, varifocal_loss
+from clq.modeling.losses import distribution_focal_loss, focal_loss, giou_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.scoring import LogScore, joint_score
 from fvcore.nn import sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss
 
 LN2 = math.log(2)
 
@@ -115,3 +116,30 @@ def test_distribution_focal_loss_gradcheck_and_extremes():
         assert wild.grad.isfinite().all()
     empty = distribution_focal_loss(torch.zeros(0, 5), torch.zeros(0))
     assert empty.shape == (0,)
+
+
+def test_giou_loss_by_hand():
+    """The same; half; beside each other with a gap; a point inside; two points at one place."""
+    one = [0.0, 0.0, 2.0, 2.0]
+    boxes = torch.tensor([one, [0, 0, 1, 2], [4, 0, 6, 2], [1, 1, 1, 1], [3, 3, 3, 3]])
+    targets = torch.tensor([one, one, one, one, [3, 3, 3, 3]])
+    torch.testing.assert_close(giou_loss(boxes, targets), torch.tensor([0.0, 0.5, 1 + 4 / 12, 1.0, 1.0]))
+
+
+def test_giou_loss_equals_torchvision_and_is_smooth():
+    torch.manual_seed(0)
+    corner, size = torch.rand(2, 300, 2, dtype=torch.float64) * 5, torch.rand(2, 300, 2, dtype=torch.float64) * 8 + 0.1
+    boxes, target = torch.cat((corner, corner + size), dim=-1)
+    assert 20 < (giou_loss(boxes, target) > 1).sum() < 280  # some do not meet
+    torch.testing.assert_close(giou_loss(boxes, target), generalized_box_iou_loss(boxes, target), rtol=0, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda x: giou_loss(x, target[:40]), (boxes[:40].requires_grad_(),))
+
+
+def test_giou_loss_of_boxes_without_area_and_in_short_types():
+    boxes = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 5], [5, 5, 2, 2]]).bfloat16().requires_grad_()
+    loss = giou_loss(boxes, torch.tensor([[1.0, 1, 1, 1], [0, 0, 4, 4], [0, 0, 4, 4]]))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert boxes.grad.isfinite().all()
+    assert giou_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)

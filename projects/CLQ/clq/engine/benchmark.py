@@ -36,6 +36,8 @@ _MEMORY = {
     "mps": "not known on this device",
 }
 
+_NONE = "–"
+
 
 def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict, dict[str, dict]]:
     """The machine, and what each row costs on it, both as they go into json.
@@ -158,6 +160,7 @@ def format_table(machine: dict, results: dict[str, dict]) -> str:
     """:func:`measure`'s as a table, one column a row of parts, a dash for what a model does not have, and a legend."""
     columns = [_cells(result, machine["batch"]) for result in results.values()]
     lines = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    lines = [line for line in lines if set(line[1:]) != {_NONE}]  # a stage that no model here has
     table = tabulate(
         lines, ["", *results], "github", disable_numparse=True, colalign=["left", *["right"] * len(results)]
     )
@@ -207,4 +210,4 @@ def _stage_cells(stages: dict[str, float], names: tuple[str, ...], prefix: str =
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:
-    return "–" if value is None else f"{value * factor:.4g}"
+    return _NONE if value is None else f"{value * factor:.4g}"

@@ -20,9 +20,9 @@ from clq.modeling.refinement import SampledBoxes
 from clq.modeling.task_aligned import TaskAlignedMatcher
 
 REST = "rest"
-INFERENCE_STAGES = "preprocessing", "backbone", "FPN", "head", "alignment", "decode+NMS", REST
+INFERENCE_STAGES = "preprocessing", "backbone", "FPN", "head", "alignment", "compiled network", "decode+NMS", REST
 TRAINING_STAGES = "data", "forward", "matching", "loss", "backward", "optimizer", REST
-CONVOLUTIONS = "backbone", "FPN", "head"  # stages that are convolutions for the most part
+CONVOLUTIONS = "backbone", "FPN", "head", "compiled network"  # stages that are convolutions for the most part
 
 
 class Place(NamedTuple):
@@ -37,16 +37,18 @@ def inference_places(model: nn.Module) -> list[Place]:
     """Where the stages of a detector's inference begin and end; a model that lacks a part lacks that stage.
 
     The alignment is every deformable convolution that follows a box, and TOOD's sampling of the boxes. Detectors that
-    are no :class:`DenseDetector` (two-stage ones) have no head here: proposals and regions are their rest.
+    are no :class:`DenseDetector` (two-stage ones) have no head here: proposals and regions are their rest. A compiled
+    network (``MODEL.CLQ.COMPILE``) is one stage: a clock inside would have it cut in pieces.
     """
     backbone = getattr(model, "backbone", None)
     bottom_up = getattr(backbone, "bottom_up", None)
-    places = [
-        Place("preprocessing", model, "preprocess_image"),
+    places = [Place("preprocessing", model, "preprocess_image"), Place("decode+NMS", model, "forward_inference")]
+    if getattr(model, "compiled", False):
+        return [*places, Place("compiled network", model, "predict")]
+    places += [
         Place("backbone" if bottom_up is None else "FPN", backbone, "forward"),
         Place("backbone", bottom_up, "forward"),
         Place("head", getattr(model, "head", None), "forward"),
-        Place("decode+NMS", model, "forward_inference"),
     ]
     aligning = (m for m in model.modules() if isinstance(m, (AlignConv, SampledBoxes)))
     places += [Place("alignment", module, "forward") for module in aligning]
@@ -125,9 +127,9 @@ class StageMeter:
 
 @contextlib.contextmanager
 def _replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
-    """Another value in an object's attribute, which may be one of its class's."""
+    """Another value in an object's attribute, which may be one of its class's, or one that it does not have."""
     own = attribute in vars(owner)
-    before = getattr(owner, attribute)
+    before = getattr(owner, attribute, None)
     setattr(owner, attribute, value)
     try:
         yield
@@ -184,7 +186,8 @@ def flops_by_stage(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), counter, meter.on(inference_places(model)):
+        # What is compiled is counted as it was written: the counter sees torch's operations, not kernels made of them.
+        with torch.no_grad(), counter, meter.on(inference_places(model)), _replaced(model, "compiled", False):
             model([{"image": image}])
     finally:
         model.train(was_training)

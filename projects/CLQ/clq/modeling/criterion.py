@@ -10,8 +10,8 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
+from clq.modeling.losses import giou_loss
 from clq.modeling.quality import box_iou_matched, centerness
 from clq.modeling.scoring import LogScore, ScoreRule
 
@@ -19,8 +19,12 @@ from clq.modeling.scoring import LogScore, ScoreRule
 class Targets(NamedTuple):
     """What a batch is trained towards.
 
+    A GPU that had to say how many positives there are would be waited for. So P is a bound that is known beforehand,
+    and the rows that are too many have weight zero: they stand at the first location, with its anchor for ground truth.
+
     Attributes:
         image, location: (P,) int64 each, where the positives are.
+        weight: (P,) float32, 1 for a positive, 0 for a row too many.
         gt_boxes: (P, 4) XYXY pixels of their ground truths.
         gt_classes: (P,) int64.
         valid: (N, R) bool, False on the padding of the batch, which takes no part in any loss.
@@ -31,6 +35,7 @@ class Targets(NamedTuple):
 
     image: Tensor
     location: Tensor
+    weight: Tensor
     gt_boxes: Tensor
     gt_classes: Tensor
     valid: Tensor
@@ -129,38 +134,39 @@ class DetectionLoss:
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
 
         score = LogScore(*(x[pos] for x in score))
-        box_losses = {"loss_box": generalized_box_iou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
+        box_losses = {"loss_box": giou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
         for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
             box_losses[name] = loss * self.coder_loss_weight
         losses.update(self._weighted(box_losses, score, boxes, anchors, targets, num_pos))
         if coarse_box_pred is not None:
             coarse = self.coder.decode(coarse_box_pred[pos], anchors, strides)
-            giou_loss = generalized_box_iou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight
-            coarse_losses = {"loss_box_coarse": giou_loss}
+            coarse_losses = {"loss_box_coarse": giou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight}
             losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets, num_pos))
 
         if self.quality_target is not None:
             quality_logits = quality_logits[pos].squeeze(-1).float()
             target = self.quality_target(boxes, targets.gt_boxes, anchors)
-            bce = F.binary_cross_entropy_with_logits(quality_logits, target, reduction="sum")
+            bce = F.binary_cross_entropy_with_logits(quality_logits, target, targets.weight, reduction="sum")
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
         return losses
 
     def _weighted(self, losses, score, boxes, anchors, targets, num_pos) -> dict[str, Tensor]:
         """Sums of the losses (P,) of positives, weighted, over the sum of the weights or the number of positives."""
-        if self.box_weight is None:
-            return {name: loss.sum() / num_pos for name, loss in losses.items()}
-        weight = self.box_weight(score, boxes, anchors, targets)
-        norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
+        weight, norm = targets.weight, num_pos
+        if self.box_weight is not None:
+            weight = weight * self.box_weight(score, boxes, anchors, targets)
+            norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
         return {name: (loss * weight).sum() / norm for name, loss in losses.items()}
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)
-        value = 1.0
+        value = targets.weight
         if self.soft_target:
             iou = box_iou_matched(boxes, targets.gt_boxes)
-            value = iou**self.target_power if targets.alignment is None else targets.alignment
-        target[targets.image, targets.location, targets.gt_classes] = value
+            value = value * (iou**self.target_power if targets.alignment is None else targets.alignment)
+        # Added, not set: a row too many adds its zero to what may be a positive.
+        where = targets.image, targets.location, targets.gt_classes
+        target.index_put_(where, value.to(target.dtype), accumulate=True)
         return (self.class_loss(score, target) * targets.valid.unsqueeze(-1)).sum()
 
 

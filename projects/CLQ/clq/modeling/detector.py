@@ -3,11 +3,15 @@
 Legend: N images, L levels, R locations over all levels, K classes, M ground truths of one image.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 from clq.errors import UserError, blamed_on
 from clq.modeling.criterion import DetectionLoss, Targets
 from clq.modeling.head import Predictions
-from clq.modeling.matcher import ATSSMatcher
+from clq.modeling.matcher import ATSSMatcher, first_of_each, sent
 from clq.modeling.postprocess import DetectionSelector
 from clq.modeling.ranges import check_ranges
 from clq.modeling.recompute import recompute_stages, recomputed
@@ -67,9 +71,7 @@ class CLQ(DenseDetector):
         self.selector = selector
         self.task_aligned = task_aligned
         self.num_parts = num_parts
-        if compiled:  # in place: as modules around these, they would change the names of all weights
-            self.backbone.compile()
-            self.head.compile()
+        self.compiled = compiled
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -116,20 +118,39 @@ class CLQ(DenseDetector):
         normalisers included. In the backward pass each part is computed again when its turn comes, so that at any time
         the intermediate results of one part alone are in memory.
         """
-        if not self.training or self.num_parts == 1:
-            return super().forward(batched_inputs)
         images = self.preprocess_image(batched_inputs)
-        parts = [recomputed(self, self._predict, x) for x in images.tensor.chunk(self.num_parts)]
-        fields = zip(*parts, strict=True)  # each a tuple over parts of lists over levels
-        predictions = Predictions(*([torch.cat(level) for level in zip(*field, strict=True)] for field in fields))
+        if not self.training:
+            predictions = self.predict(images.tensor)
+            found = self.forward_inference(images, predictions.cls_logits, predictions)
+            sizes = [
+                (x.get("height", h), x.get("width", w))
+                for x, (h, w) in zip(batched_inputs, images.image_sizes, strict=True)
+            ]
+            return [{"instances": detector_postprocess(x, *size)} for x, size in zip(found, sizes, strict=True)]
+        # Before the network runs: a copy to a GPU waits for what is queued there.
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        # Of the features, the losses need the sizes alone.
+        predictions = self.predict(images.tensor) if self.num_parts == 1 else self._predict_in_parts(images.tensor)
+        # Of the features, the losses and the anchors need the sizes alone.
         return self.forward_training(images, predictions.cls_logits, predictions, gt_instances)
 
-    def _predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor) -> Predictions:
         """Raw outputs for images (N, 3, H, W)."""
-        features = self.backbone(images)
-        return self.head([features[f] for f in self.head_in_features])
+        if not self.compiled:
+            return _raw_outputs(self, images)
+        # CUDA graphs save the launching of kernels one by one, where it counts: in inference, one image at a time.
+        graphs = images.is_cuda and not self.training
+        if not graphs:
+            return _compiled("default")(self, images)
+        torch.compiler.cudagraph_mark_step_begin()
+        levels = _compiled("reduce-overhead")(self, images)
+        # Its outputs lie in memory of the graph's own, which the next images overwrite.
+        return Predictions(*([x.clone() for x in field] for field in levels))
+
+    def _predict_in_parts(self, images: Tensor) -> Predictions:
+        """:meth:`predict`, the images in parts, one after the other."""
+        parts = [recomputed(self, self.predict, x) for x in images.chunk(self.num_parts)]
+        fields = zip(*parts, strict=True)  # each a tuple over parts of lists over levels
+        return Predictions(*([torch.cat(level) for level in zip(*field, strict=True)] for field in fields))
 
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
@@ -139,7 +160,7 @@ class CLQ(DenseDetector):
         grid_sizes = [tuple(f.shape[-2:]) for f in features]
         strides = torch.cat([anchors.new_full((h * w,), s) for (h, w), s in zip(grid_sizes, self.strides, strict=True)])
         valid_sizes = self._valid_sizes(images.image_sizes, grid_sizes)
-        valid = _covered(grid_sizes, valid_sizes.to(images.device))
+        valid = _covered(grid_sizes, sent(valid_sizes, anchors.device))
         predictions = predictions.flatten()
         gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
         gt_classes = [x.gt_classes for x in gt_instances]
@@ -147,12 +168,15 @@ class CLQ(DenseDetector):
             with torch.no_grad():
                 log_scores = self.loss.score.trained(predictions.cls_logits, predictions.quality_logits).log_p
                 boxes = self.loss.coder.decode(predictions.box_pred, anchors, strides)
-            matched = self.task_aligned.matcher(log_scores, boxes, anchors, valid, gt_boxes, gt_classes)
-            return self.task_aligned.loss(
-                predictions, _targets(*matched, gt_boxes, gt_classes, valid), anchors, strides
-            )
-        matched_idxs, _ = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)
-        return self.loss(predictions, _targets(matched_idxs, None, gt_boxes, gt_classes, valid), anchors, strides)
+            matcher, loss = self.task_aligned.matcher, self.task_aligned.loss
+            matched_idxs, alignment = matcher(log_scores, boxes, anchors, valid, gt_boxes, gt_classes)
+        else:
+            matcher, loss = self.matcher, self.loss
+            matched_idxs, alignment = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)[0], None
+        most = matcher.most_positives(sum(map(len, gt_boxes)), len(grid_sizes))
+        return loss(
+            predictions, _targets(matched_idxs, alignment, gt_boxes, gt_classes, valid, anchors, most), anchors, strides
+        )
 
     def _is_task_aligned(self) -> bool:
         # The trainer's own count of iterations: it is right after a resume, and no hook has to tell the model.
@@ -181,9 +205,8 @@ class CLQ(DenseDetector):
             Of each image, see :meth:`~clq.modeling.postprocess.DetectionSelector.candidates`.
         """
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        features = [features[f] for f in self.head_in_features]
-        return self._candidates(images, features, self.head(features))
+        predictions = self.predict(images.tensor)
+        return self._candidates(images, predictions.cls_logits, predictions)
 
     def _candidates(self, images: ImageList, features: list[Tensor], predictions: Predictions) -> list[Instances]:
         anchors = [a.tensor for a in self.anchor_generator(features)]
@@ -193,24 +216,65 @@ class CLQ(DenseDetector):
         ]
 
 
+def _raw_outputs(model: CLQ, images: Tensor) -> Predictions:
+    features = model.backbone(images)
+    return model.head([features[f] for f in model.head_in_features])
+
+
+@functools.cache
+def _compiled(mode: str) -> Callable[[CLQ, Tensor], Predictions]:
+    """:func:`_raw_outputs` compiled by torch: a function, so weights keep their names, and models can be copied."""
+    return torch.compile(_raw_outputs, mode=mode)
+
+
 @torch.no_grad()
 def _targets(
-    matched_idxs: Tensor, alignment: Tensor | None, gt_boxes: list[Tensor], gt_classes: list[Tensor], valid: Tensor
+    matched_idxs: Tensor,
+    alignment: Tensor | None,
+    gt_boxes: list[Tensor],
+    gt_classes: list[Tensor],
+    valid: Tensor,
+    anchors: Tensor,
+    most: int,
 ) -> Targets:
-    """Targets of a batch from its matches (N, R) and, if these are task-aligned, alignments (N, R)."""
+    """Targets of a batch.
+
+    Args:
+        matched_idxs: (N, R), see :func:`~clq.modeling.matcher.match_atss`.
+        alignment: (N, R), if the matches are task-aligned.
+        gt_boxes, gt_classes: per image, (M, 4) XYXY pixels and (M,).
+        valid: (N, R), see :class:`Targets`.
+        anchors: (R, 4) XYXY pixels.
+        most: at most so many locations are matched.
+    """
+    num_locations = matched_idxs.shape[1]
     positive = matched_idxs >= 0
-    image, location = positive.nonzero(as_tuple=True)
-    first = torch.tensor([0] + [len(b) for b in gt_boxes[:-1]], device=image.device).cumsum(0)
-    index = matched_idxs[image, location] + first[image]
+    place, is_positive = _true_places(positive.flatten(), min(most, positive.numel()))
+    image, location = place // num_locations, place % num_locations
+    first = sent(first_of_each([len(b) for b in gt_boxes]), anchors.device)
+    index = (matched_idxs[image, location] + first[image]).clamp(min=0)
     return Targets(
         image=image,
         location=location,
-        gt_boxes=torch.cat(gt_boxes)[index],
+        weight=is_positive.float(),
+        gt_boxes=torch.where(is_positive.unsqueeze(-1), torch.cat(gt_boxes)[index], anchors[location]),
         gt_classes=torch.cat(gt_classes)[index],
         valid=valid,
         num_pos=positive.sum(dim=1).clamp(min=1).sum().float() if alignment is None else alignment.sum(),
         alignment=None if alignment is None else alignment[image, location],
     )
+
+
+def _true_places(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """:meth:`Tensor.nonzero` of a mask (X,), which the host need not wait for.
+
+    Returns:
+        ``places`` (size,) int64, those of the mask that are true and after them zeros, and ``is_true`` (size,) bool,
+        which tells them apart.
+    """
+    slot = torch.where(mask, mask.cumsum(0) - 1, size)  # what is not true goes to one slot more, and with it
+    places = slot.new_zeros(size + 1).scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:size]
+    return places, torch.arange(size, device=mask.device) < mask.sum()
 
 
 def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Loss functions. Elementwise, on log scores or logits, in float32 whatever the inputs are; callers reduce.
 
-GIoU is torchvision's and binary cross entropy is torch's: they are called where they are used.
+Binary cross entropy is torch's, called where it is used. torchvision's and fvcore's GIoU pick the pairs that overlap by
+a mask, which a GPU has to be waited for.
 """
 
 import torch
@@ -80,3 +81,28 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     index = left.long().unsqueeze(-1)
     log_left, log_right = log_prob.gather(-1, index).squeeze(-1), log_prob.gather(-1, index + 1).squeeze(-1)
     return -((1 - right_weight) * log_left + right_weight * log_right)
+
+
+def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
+    r"""One minus the generalised IoU, :math:`1 - \frac{I}{U} + \frac{C - U}{C}` (Rezatofighi et al. 2019), C the hull.
+
+    Args:
+        boxes: (P, 4) XYXY.
+        target: (P, 4) XYXY of the same units.
+
+    Returns:
+        (P,) loss of each pair, in [0, 2]. U and C below 1e-6 count as that: finite for boxes without area.
+    """
+    boxes, target = map(at_least_float32, (boxes, target))
+    overlap = (boxes[:, 2:].minimum(target[:, 2:]) - boxes[:, :2].maximum(target[:, :2])).clamp(min=0)
+    intersection = _area(overlap)
+    union = _area(boxes[:, 2:] - boxes[:, :2]) + _area(target[:, 2:] - target[:, :2]) - intersection
+    union = union.clamp(min=1e-6)
+    hull = _area(boxes[:, 2:].maximum(target[:, 2:]) - boxes[:, :2].minimum(target[:, :2])).clamp(min=1e-6)
+    return 1 - intersection / union + (hull - union) / hull
+
+
+def _area(size: Tensor) -> Tensor:
+    """(P,) areas from widths and heights (P, 2)."""
+    width, height = size.unbind(dim=1)  # not prod(), whose gradient waits for a GPU
+    return width * height

@@ -8,6 +8,7 @@ wherever the point lies. Cost and memory are O(M L k) for M ground truths on L l
 Legend: N images, L levels, R locations over all levels, T ground truths over all images, k = topk, C candidates.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -86,22 +87,27 @@ class ATSSMatcher:
             ``matched_idxs`` (N, R) int64 and ``matched_ious`` (N, R) float32.
         """
         device = gt_boxes[0].device
-        counts = torch.tensor([len(b) for b in gt_boxes])
-        image = torch.repeat_interleave(torch.arange(len(gt_boxes)), counts).to(device)  # (T,)
+        counts = [len(b) for b in gt_boxes]
+        image = torch.arange(len(gt_boxes)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+        image = sent(image, device)  # (T,)
         boxes = torch.cat(list(gt_boxes)).float()  # (T, 4)
         sizes = torch.tensor(list(map(tuple, grid_sizes)))  # (L, 2)
-        areas = sizes.prod(dim=1)
-        start, num_locations = (areas.cumsum(0) - areas).to(device), int(areas.sum())
-        widths = sizes[:, 1].to(device)
-        level_strides = torch.tensor(strides, dtype=torch.float32, device=device)
+        starts = list(itertools.accumulate((h * w for h, w in grid_sizes), initial=0))
+        num_locations = starts.pop()
+        start = sent(torch.tensor(starts), device)
+        widths = sent(sizes[:, 1], device)
+        level_strides = sent(torch.tensor(strides, dtype=torch.float32), device)
         valid_sizes = sizes.expand(len(gt_boxes), -1, -1) if valid_sizes is None else valid_sizes
 
-        cells = self._nearest_cells(boxes, valid_sizes.to(device)[image], widths, level_strides)  # (T, L, k)
+        cells = self._nearest_cells(boxes, sent(valid_sizes, device)[image], widths, level_strides)  # (T, L, k)
         ious, positive = self._select(boxes, cells, widths, level_strides)  # (T, L, k) each
         locations = (image * num_locations)[:, None, None] + start[:, None] + cells.clamp(min=0)
         best = self._resolve(locations, ious, positive, len(gt_boxes) * num_locations)
-        first = torch.cat((counts.new_zeros(1), counts.cumsum(0)))[:-1].to(device)  # of each image, among the T
-        return _unpack(best.view(len(gt_boxes), num_locations), first)
+        return _unpack(best.view(len(gt_boxes), num_locations), sent(first_of_each(counts), device))
+
+    def most_positives(self, num_gts: int, num_levels: int) -> int:
+        """A bound, known on the host, on the locations that ``num_gts`` ground truths take."""
+        return num_gts * num_levels * self.topk
 
     def _nearest_cells(self, boxes: Tensor, valid_sizes: Tensor, widths: Tensor, strides: Tensor) -> Tensor:
         """(T, L, k) index within its level of the k cells nearest to each box's centre; -1 where a level has fewer."""
@@ -113,7 +119,7 @@ class ATSSMatcher:
         squared = offset.square().where(exists, torch.inf)
         index = index.clamp(min=0)  # where nothing exists it may be negative, and would spoil the key
         widths = widths.int()
-        columns, rows = self.candidate_ranks.to(boxes.device)
+        columns, rows = sent(self.candidate_ranks, boxes.device)
         distance = squared[..., 0, :].index_select(-1, columns) + squared[..., 1, :].index_select(-1, rows)  # (T, L, C)
         cell = (index[..., 1, :] * widths[:, None]).index_select(-1, rows) + index[..., 0, :].index_select(-1, columns)
         # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does, and
@@ -150,6 +156,16 @@ class ATSSMatcher:
         claim = torch.where(positive, (ious.view(torch.int32).long() << 32) | rank, -1)
         best = claim.new_full((num_locations,), -1)
         return best.scatter_reduce_(0, locations.flatten(), claim.flatten(), "amax")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what was queued there before."""
+    return tensor.to(device, non_blocking=True)
+
+
+def first_of_each(counts: Sequence[int]) -> Tensor:
+    """(N,) int64: where each image's ground truths begin among those of all, from how many each has."""
+    return torch.tensor([0, *itertools.accumulate(counts)][:-1])
 
 
 def _nearest_on_line(position: Tensor, available: Tensor, k: int) -> Tensor:

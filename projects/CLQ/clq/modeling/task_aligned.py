@@ -47,9 +47,8 @@ def match_task_aligned(
         0 where there is none.
     """
     num_locations, num_gt = len(scores), len(gt_boxes)
-    unmatched = torch.full((num_locations,), -1, device=scores.device), scores.new_zeros(num_locations)
     if not num_gt or not num_locations:
-        return unmatched
+        return torch.full((num_locations,), -1, device=scores.device), boxes.new_zeros(num_locations).float()
     ious = pairwise_iou(Boxes(gt_boxes.float()), Boxes(boxes.detach().float()))  # (M, R)
     metric = scores.detach().float().T[gt_classes] ** alpha * ious**beta
     best, candidates = metric.topk(min(topk, num_locations), dim=1)  # (M, k)
@@ -57,19 +56,16 @@ def match_task_aligned(
     near, far = centers[candidates] - gt_boxes[:, None, :2], gt_boxes[:, None, 2:] - centers[candidates]
     inside = torch.cat((near, far), dim=-1).amin(dim=-1) > _INSIDE_MARGIN
     taken = torch.zeros_like(metric, dtype=torch.bool).scatter_(1, candidates, inside & (best > 0))
-    overlap, matched_idxs = torch.where(taken, ious, -1.0).max(dim=0)  # (R,); the first of equals
-    location = (overlap >= 0).nonzero().squeeze(-1)
-    gt = matched_idxs[location]
+    overlap, gt = torch.where(taken, ious, -1.0).max(dim=0)  # (R,); the first of equals
+    matched = overlap >= 0
 
     def largest(values: Tensor) -> Tensor:
-        """Of each ground truth, over the locations that are its own; (P,), at these."""
+        """Of each location's ground truth, over all locations that it has; values (R,), 0 where unmatched."""
         return values.new_zeros(num_gt).scatter_reduce_(0, gt, values, "amax")[gt]
 
-    metric, iou = metric[gt, location], overlap[location]
-    matched, alignment = unmatched
-    matched[location] = gt
-    alignment[location] = metric / largest(metric) * largest(iou)
-    return matched, alignment
+    metric = torch.where(matched, metric.gather(0, gt[None]).squeeze(0), 0.0)
+    alignment = metric / largest(metric) * largest(overlap.clamp(min=0))
+    return torch.where(matched, gt, -1), torch.where(matched, alignment, 0.0)
 
 
 class TaskAlignedMatcher:
@@ -83,6 +79,10 @@ class TaskAlignedMatcher:
         self.topk = topk
         self.alpha = alpha
         self.beta = beta
+
+    def most_positives(self, num_gts: int, num_levels: int) -> int:
+        """As :meth:`ATSSMatcher.most_positives`."""
+        return num_gts * self.topk
 
     @torch.no_grad()
     def __call__(
