@@ -85,6 +85,18 @@ def test_back_ends_agree_in_float64_with_all_gradients(size, spread):
             torch.testing.assert_close(other, one, atol=1e-12, rtol=1e-12)
 
 
+def test_inference_in_parts_is_inference_in_one_go():
+    """Two images of 21 x 29 are three parts, the last of them short, and a part with locations of both images."""
+    torch.manual_seed(0)
+    assert 1024 < 2 * 21 * 29 < 1536 and alignment._LOCATIONS_AT_ONCE == 512
+    x, offsets = torch.randn(2, 4, 21, 29, dtype=torch.float64), torch.randn(2, 18, 21, 29, dtype=torch.float64) * 3
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        one, *others = (function(x, offsets, weight) for function in alignment.BACKENDS.values())
+    for other in others:
+        torch.testing.assert_close(other, one, atol=1e-12, rtol=1e-12)
+
+
 def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
     align = AlignConv(3, LearnedOffsets())
     assert {name: tuple(p.shape) for name, p in align.named_parameters()} == {

@@ -152,8 +152,10 @@ def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)
     table = x.permute(0, 2, 3, 1).reshape(-1, c)
     kernel = weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
-    # In training in one go: the samples are kept in any case, and each part would have a gradient as large as x.
-    at_once = n * h * w if torch.is_grad_enabled() else _LOCATIONS_AT_ONCE
+    # In training in one go: the samples are kept in any case, and each part would have a gradient as large as x. When
+    # compiled too, or the number of parts would be part of the compiled form, which then fits few sizes.
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    at_once = n * h * w if whole else _LOCATIONS_AT_ONCE
     out = []
     for cell, weights in zip(cells.view(-1, 9, 4).split(at_once), bilinear.view(-1, 9, 4).split(at_once), strict=True):
         samples = F.embedding_bag(cell.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum")
