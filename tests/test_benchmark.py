@@ -95,6 +95,7 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
         (["--rows", "a=x.yaml", "a=y.yaml"], "two are called a"),
         (["--as-built", "FCOS"], "--as-built FCOS: no row of that name; there are tiny"),
         (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "detectors of boxes alone run here"),
+        (["--opts", "TEST.AMP.ENABLED", "True"], "row tiny: TEST.AMP.ENABLED is not read here; --dtype"),
     ],
 )
 def test_mistakes_are_one_line(tiny, argv, message, run, capsys, monkeypatch):

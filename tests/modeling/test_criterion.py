@@ -14,7 +14,6 @@ import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.criterion import (
     DetectionLoss,
-    Targets,
     weigh_by_alignment,
     weigh_by_centerness,
     weigh_by_iou,
@@ -24,6 +23,7 @@ from clq.modeling.head import Predictions
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.quality import Centerness, PredictedIoU
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.targets import Targets
 from torch import tensor
 
 ANCHORS = tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])
@@ -38,7 +38,7 @@ def make_targets(num_pos=2.0, **changes):
     fields = {
         "image": tensor([0, 1]),
         "location": tensor([1, 2]),
-        "weight": torch.ones(2),
+        "is_positive": torch.ones(2) > 0,
         "gt_boxes": tensor([[8.0, 0, 16, 16], [0, 4, 8, 16]]),
         "gt_classes": tensor([1, 0]),
         "valid": valid,
@@ -50,7 +50,12 @@ def make_targets(num_pos=2.0, **changes):
 def no_objects():
     nothing = torch.zeros(0, dtype=torch.int64)
     return make_targets(
-        2.0, image=nothing, location=nothing, weight=torch.zeros(0), gt_boxes=torch.zeros(0, 4), gt_classes=nothing
+        2.0,
+        image=nothing,
+        location=nothing,
+        is_positive=torch.zeros(0) > 0,
+        gt_boxes=torch.zeros(0, 4),
+        gt_classes=nothing,
     )
 
 
@@ -273,7 +278,7 @@ def three_images():
     targets = Targets(
         image,
         location,
-        torch.ones(7),
+        torch.ones(7) > 0,
         anchors[location] + tensor([-4.0, -2, 3, 5]),
         location % 2,
         torch.ones(3, 6) > 0,
@@ -290,7 +295,7 @@ def losses_of_images(first, last):
         image=targets.image[keep] - first,
         valid=targets.valid[first:last],
         num_pos=tensor([5.0, 1.0, 2.0])[first:last].sum(),
-        **{name: getattr(targets, name)[keep] for name in ("location", "weight", "gt_boxes", "gt_classes")},
+        **{name: getattr(targets, name)[keep] for name in ("location", "is_positive", "gt_boxes", "gt_classes")},
     )
     results = []
     for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):

@@ -1,7 +1,8 @@
 """The loss leaves a GPU alone: no size, count or value of it is asked for while it works.
 
-The GPU is one of torch's fake tensors, which have shapes and devices and no values: whatever asks for a value, or has a
-shape that depends on one, raises; and a copy that waits is told by its arguments.
+The GPU is one of torch's fake tensors, which have shapes and devices and no values: asking for a value, and most
+operations whose shape depends on one, raise; copies and indices that wait are told by their arguments. The backward
+pass cannot run there; of its nodes, the one that is known to wait is looked for.
 """
 
 import pytest
@@ -12,9 +13,17 @@ from tiny_detectors import ROWS, STRIDES, build, sample
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
+INDEXING = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+)
+
 
 class Waits(TorchDispatchMode):
-    """Records copies between devices that the host waits for."""
+    """Records copies between devices that the host waits for, and indexing by masks or by indices of the host."""
 
     def __init__(self):
         super().__init__()
@@ -22,14 +31,28 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default:
-            crosses = out.device != args[0].device
-            waits = crosses and not kwargs.get("non_blocking", False)
-        else:
-            waits = func is torch.ops.aten.copy_.default and args[0].device != args[1].device and not any(args[2:])
+        waits = False
+        if func is COPIES[0]:
+            waits = out.device != args[0].device and not kwargs.get("non_blocking", False)
+        elif func is COPIES[1]:
+            waits = args[0].device != args[1].device and not any(args[2:])
+        elif func in INDEXING and args[0].is_cuda:
+            waits = any(i is not None and (i.dtype == torch.bool or not i.is_cuda) for i in args[1])
         if waits:
             self.found.append(str(func))
         return out
+
+
+def backward_nodes(losses):
+    """Names of the autograd nodes behind the losses."""
+    names, seen, todo = set(), set(), [x.grad_fn for x in losses.values()]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.add(type(node).__name__)
+            todo += [next_node for next_node, _ in node.next_functions]
+    return names
 
 
 def on_fake_gpu(model):
@@ -38,7 +61,9 @@ def on_fake_gpu(model):
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    tensors[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, device="cuda", requires_grad=tensor.requires_grad
+                    )
 
 
 def losses_on_a_fake_gpu(row, boxes_of_each):
@@ -67,6 +92,8 @@ def test_neither_head_nor_loss_waits_for_a_gpu(row, counts):
     losses, waits = losses_on_a_fake_gpu(row, [[(20, 10, 70, 60)] * count for count in counts])
     assert {x.device.type for x in losses.values()} == {"cuda"}
     assert not waits
+    nodes = backward_nodes(losses)
+    assert "ConvolutionBackward0" in nodes and not nodes & {"ProdBackward0", "ProdBackward1"}  # prod looks for zeros
 
 
 def test_waiting_would_be_noticed():
@@ -84,4 +111,8 @@ def test_waiting_would_be_noticed():
         torch.ones(3).to("cuda")
         x.cpu()
         x.copy_(torch.ones(3))
-    assert len(waits.found) == 3
+        x[x > 0] = torch.ones(3, device="cuda")
+        x[torch.zeros(1, dtype=torch.int64)] = 1.0
+    assert len(waits.found) == 5
+    x = torch.ones(2, 2, requires_grad=True)
+    assert "ProdBackward1" in backward_nodes({"a": x.prod(dim=1).sum()})

@@ -70,10 +70,16 @@ class Row:
     as_built: bool = False
 
     def config(self, device: torch.device) -> CfgNode:
-        """Its config on a device, without weights, and with a learning rate of 0: all steps do the same work."""
+        """Its config on a device, without weights, and with a learning rate of 0: all steps do the same work.
+
+        Raises:
+            UserError: a mistake in it, or a type of its own to detect in.
+        """
         own = ["MODEL.DEVICE", str(device), "MODEL.WEIGHTS", "", "SOLVER.BASE_LR", 0.0]
         cfg = setup_cfg(self.config_file, [*self.opts, *own])
         check_model(cfg)
+        if cfg.TEST.AMP.ENABLED:
+            raise UserError(f"row {self.name}: TEST.AMP.ENABLED is not read here; --dtype says it for all rows.")
         fill_num_classes(cfg)
         return cfg
 

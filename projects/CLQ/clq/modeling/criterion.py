@@ -1,10 +1,9 @@
 """From predictions and targets to losses: the one loss of all rows.
 
-Legend: N images, R locations over all levels, K classes, P positives.
+Legend: N images, R locations over all levels, K classes, P rows of positives (see :class:`Targets`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from detectron2.utils import comm
@@ -14,33 +13,7 @@ from torch.nn import functional as F
 from clq.modeling.losses import giou_loss
 from clq.modeling.quality import box_iou_matched, centerness
 from clq.modeling.scoring import LogScore, ScoreRule
-
-
-class Targets(NamedTuple):
-    """What a batch is trained towards.
-
-    A GPU that had to say how many positives there are would be waited for. So P is a bound that is known beforehand,
-    and the rows that are too many have weight zero: they stand at the first location, with its anchor for ground truth.
-
-    Attributes:
-        image, location: (P,) int64 each, where the positives are.
-        weight: (P,) float32, 1 for a positive, 0 for a row too many.
-        gt_boxes: (P, 4) XYXY pixels of their ground truths.
-        gt_classes: (P,) int64.
-        valid: (N, R) bool, False on the padding of the batch, which takes no part in any loss.
-        num_pos: scalar float32, what the class and quality losses of this rank are divided by: the sum over images of
-            max(positives, 1), or the sum of the alignments.
-        alignment: (P,) in [0, 1], how well each positive serves both tasks (TOOD), where the matcher says so.
-    """
-
-    image: Tensor
-    location: Tensor
-    weight: Tensor
-    gt_boxes: Tensor
-    gt_classes: Tensor
-    valid: Tensor
-    num_pos: Tensor
-    alignment: Tensor | None = None
+from clq.modeling.targets import Targets
 
 
 def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
@@ -81,7 +54,7 @@ class DetectionLoss:
         quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
             XYXY pixels; None for nothing of its own.
         box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, the
-            targets); None: 1.
+            targets); None: 1. It and ``quality_target`` must be finite for the targets' rows too many.
         box_loss_weight: of GIoU.
         coarse_loss_weight: of GIoU on the boxes before their refinement, where there is one.
         coder_loss_weight: of the coder's own loss.
@@ -125,34 +98,33 @@ class DetectionLoss:
             strides: (R,) pixels.
         """
         cls_logits, box_pred, quality_logits, coarse_box_pred = predictions
-        pos = targets.image, targets.location
-        anchors, strides, box_pred = anchors[targets.location], strides[targets.location], box_pred[pos]
+        anchors, strides, box_pred = anchors[targets.location], strides[targets.location], targets.at(box_pred)
         boxes = self.coder.decode(box_pred, anchors, strides)
         num_pos = mean_over_ranks(targets.num_pos).clamp(min=1.0)
 
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
 
-        score = LogScore(*(x[pos] for x in score))
+        score = LogScore(*map(targets.at, score))
         box_losses = {"loss_box": giou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
         for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
             box_losses[name] = loss * self.coder_loss_weight
         losses.update(self._weighted(box_losses, score, boxes, anchors, targets, num_pos))
         if coarse_box_pred is not None:
-            coarse = self.coder.decode(coarse_box_pred[pos], anchors, strides)
+            coarse = self.coder.decode(targets.at(coarse_box_pred), anchors, strides)
             coarse_losses = {"loss_box_coarse": giou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight}
             losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets, num_pos))
 
         if self.quality_target is not None:
-            quality_logits = quality_logits[pos].squeeze(-1).float()
-            target = self.quality_target(boxes, targets.gt_boxes, anchors)
-            bce = F.binary_cross_entropy_with_logits(quality_logits, target, targets.weight, reduction="sum")
+            quality_logits = targets.at(quality_logits).squeeze(-1).float()
+            target, weight = self.quality_target(boxes, targets.gt_boxes, anchors), targets.is_positive.float()
+            bce = F.binary_cross_entropy_with_logits(quality_logits, target, weight, reduction="sum")
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight
         return losses
 
     def _weighted(self, losses, score, boxes, anchors, targets, num_pos) -> dict[str, Tensor]:
         """Sums of the losses (P,) of positives, weighted, over the sum of the weights or the number of positives."""
-        weight, norm = targets.weight, num_pos
+        weight, norm = targets.is_positive.float(), num_pos
         if self.box_weight is not None:
             weight = weight * self.box_weight(score, boxes, anchors, targets)
             norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
@@ -160,7 +132,7 @@ class DetectionLoss:
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)
-        value = targets.weight
+        value = targets.is_positive.float()
         if self.soft_target:
             iou = box_iou_matched(boxes, targets.gt_boxes)
             value = value * (iou**self.target_power if targets.alignment is None else targets.alignment)

@@ -17,14 +17,15 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clq.errors import UserError, blamed_on
-from clq.modeling.criterion import DetectionLoss, Targets
+from clq.modeling.criterion import DetectionLoss
 from clq.modeling.head import Predictions
-from clq.modeling.matcher import ATSSMatcher, first_of_each, sent
+from clq.modeling.matcher import ATSSMatcher, sent
 from clq.modeling.postprocess import DetectionSelector
 from clq.modeling.ranges import check_ranges
 from clq.modeling.recompute import recompute_stages, recomputed
 from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, build_task_aligned, pyramid_shapes
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.targets import covered, make_targets
 from clq.modeling.task_aligned import TaskAlignedPhase
 
 
@@ -112,7 +113,7 @@ class CLQ(DenseDetector):
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """As in Detectron2, but that a training batch may go through backbone and head in parts.
+        """As in Detectron2, but that backbone and head may be compiled, and a training batch go through them in parts.
 
         The parts are padded alike, their outputs joined, and the losses are those of the whole batch, matching and
         normalisers included. In the backward pass each part is computed again when its turn comes, so that at any time
@@ -127,10 +128,10 @@ class CLQ(DenseDetector):
                 for x, (h, w) in zip(batched_inputs, images.image_sizes, strict=True)
             ]
             return [{"instances": detector_postprocess(x, *size)} for x, size in zip(found, sizes, strict=True)]
+        assert "instances" in batched_inputs[0], "Instance annotations are missing in training!"
         # Before the network runs: a copy to a GPU waits for what is queued there.
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         predictions = self.predict(images.tensor) if self.num_parts == 1 else self._predict_in_parts(images.tensor)
-        # Of the features, the losses and the anchors need the sizes alone.
         return self.forward_training(images, predictions.cls_logits, predictions, gt_instances)
 
     def predict(self, images: Tensor) -> Predictions:
@@ -142,9 +143,9 @@ class CLQ(DenseDetector):
         if not graphs:
             return _compiled("default")(self, images)
         torch.compiler.cudagraph_mark_step_begin()
-        levels = _compiled("reduce-overhead")(self, images)
-        # Its outputs lie in memory of the graph's own, which the next images overwrite.
-        return Predictions(*([x.clone() for x in field] for field in levels))
+        predictions = _compiled("reduce-overhead")(self, images)
+        # They lie in memory of the graph's own, which the next images overwrite.
+        return Predictions(*([x.clone() for x in levels] for levels in predictions))
 
     def _predict_in_parts(self, images: Tensor) -> Predictions:
         """:meth:`predict`, the images in parts, one after the other."""
@@ -155,12 +156,16 @@ class CLQ(DenseDetector):
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
     ) -> dict[str, Tensor]:
-        """Losses of a batch; see :class:`~clq.modeling.criterion.DetectionLoss`."""
+        """Losses of a batch; see :class:`~clq.modeling.criterion.DetectionLoss`.
+
+        Of the features, here and in :meth:`forward_inference`, the sizes alone count: :meth:`forward` gives the class
+        logits, (N, K, H, W) of each level, in their place.
+        """
         anchors = Boxes.cat(self.anchor_generator(features)).tensor
         grid_sizes = [tuple(f.shape[-2:]) for f in features]
         strides = torch.cat([anchors.new_full((h * w,), s) for (h, w), s in zip(grid_sizes, self.strides, strict=True)])
         valid_sizes = self._valid_sizes(images.image_sizes, grid_sizes)
-        valid = _covered(grid_sizes, sent(valid_sizes, anchors.device))
+        valid = covered(grid_sizes, sent(valid_sizes, anchors.device))
         predictions = predictions.flatten()
         gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
         gt_classes = [x.gt_classes for x in gt_instances]
@@ -174,9 +179,8 @@ class CLQ(DenseDetector):
             matcher, loss = self.matcher, self.loss
             matched_idxs, alignment = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)[0], None
         most = matcher.most_positives(sum(map(len, gt_boxes)), len(grid_sizes))
-        return loss(
-            predictions, _targets(matched_idxs, alignment, gt_boxes, gt_classes, valid, anchors, most), anchors, strides
-        )
+        where = {"anchors": anchors, "valid": valid, "most": most, "alignment": alignment}
+        return loss(predictions, make_targets(matched_idxs, gt_boxes, gt_classes, **where), anchors, strides)
 
     def _is_task_aligned(self) -> bool:
         # The trainer's own count of iterations: it is right after a resume, and no hook has to tell the model.
@@ -225,64 +229,3 @@ def _raw_outputs(model: CLQ, images: Tensor) -> Predictions:
 def _compiled(mode: str) -> Callable[[CLQ, Tensor], Predictions]:
     """:func:`_raw_outputs` compiled by torch: a function, so weights keep their names, and models can be copied."""
     return torch.compile(_raw_outputs, mode=mode)
-
-
-@torch.no_grad()
-def _targets(
-    matched_idxs: Tensor,
-    alignment: Tensor | None,
-    gt_boxes: list[Tensor],
-    gt_classes: list[Tensor],
-    valid: Tensor,
-    anchors: Tensor,
-    most: int,
-) -> Targets:
-    """Targets of a batch.
-
-    Args:
-        matched_idxs: (N, R), see :func:`~clq.modeling.matcher.match_atss`.
-        alignment: (N, R), if the matches are task-aligned.
-        gt_boxes, gt_classes: per image, (M, 4) XYXY pixels and (M,).
-        valid: (N, R), see :class:`Targets`.
-        anchors: (R, 4) XYXY pixels.
-        most: at most so many locations are matched.
-    """
-    num_locations = matched_idxs.shape[1]
-    positive = matched_idxs >= 0
-    place, is_positive = _true_places(positive.flatten(), min(most, positive.numel()))
-    image, location = place // num_locations, place % num_locations
-    first = sent(first_of_each([len(b) for b in gt_boxes]), anchors.device)
-    index = (matched_idxs[image, location] + first[image]).clamp(min=0)
-    return Targets(
-        image=image,
-        location=location,
-        weight=is_positive.float(),
-        gt_boxes=torch.where(is_positive.unsqueeze(-1), torch.cat(gt_boxes)[index], anchors[location]),
-        gt_classes=torch.cat(gt_classes)[index],
-        valid=valid,
-        num_pos=positive.sum(dim=1).clamp(min=1).sum().float() if alignment is None else alignment.sum(),
-        alignment=None if alignment is None else alignment[image, location],
-    )
-
-
-def _true_places(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """:meth:`Tensor.nonzero` of a mask (X,), which the host need not wait for.
-
-    Returns:
-        ``places`` (size,) int64, those of the mask that are true and after them zeros, and ``is_true`` (size,) bool,
-        which tells them apart.
-    """
-    slot = torch.where(mask, mask.cumsum(0) - 1, size)  # what is not true goes to one slot more, and with it
-    places = slot.new_zeros(size + 1).scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:size]
-    return places, torch.arange(size, device=mask.device) < mask.sum()
-
-
-def _covered(grid_sizes: list[tuple[int, int]], valid_sizes: Tensor) -> Tensor:
-    """(N, R) bool: locations within the first (rows, columns) = ``valid_sizes`` (N, L, 2) of each level's grid."""
-    device = valid_sizes.device
-    masks = []
-    for (h, w), valid in zip(grid_sizes, valid_sizes.unbind(dim=1), strict=True):
-        rows = torch.arange(h, device=device) < valid[:, :1]  # (N, H)
-        columns = torch.arange(w, device=device) < valid[:, 1:]  # (N, W)
-        masks.append((rows[:, :, None] & columns[:, None]).flatten(1))
-    return torch.cat(masks, dim=1)

@@ -91,7 +91,8 @@ def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
         target: (P, 4) XYXY of the same units.
 
     Returns:
-        (P,) loss of each pair, in [0, 2]. U and C below 1e-6 count as that: finite for boxes without area.
+        (P,) loss of each pair, in [0, 2] where no box is inside out. U and C below 1e-6 count as that: finite for boxes
+        without area.
     """
     boxes, target = map(at_least_float32, (boxes, target))
     overlap = (boxes[:, 2:].minimum(target[:, 2:]) - boxes[:, :2].maximum(target[:, :2])).clamp(min=0)
