@@ -85,16 +85,27 @@ def test_back_ends_agree_in_float64_with_all_gradients(size, spread):
             torch.testing.assert_close(other, one, atol=1e-12, rtol=1e-12)
 
 
-def test_inference_in_parts_is_inference_in_one_go():
-    """Two images of 21 x 29 are three parts, the last of them short, and a part with locations of both images."""
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_are_the_whole(training, monkeypatch):
+    """Two images of 7 x 9 in parts of 50 locations: a part with locations of both, and a last one that is short."""
+    for name in ("_SAMPLES_AT_ONCE", "_SAMPLES_AT_ONCE_IN_TRAINING"):
+        monkeypatch.setattr(alignment, name, 50 * 9 * 4 + 1)
+    calls, own = [], alignment._sampled_product
+    monkeypatch.setattr(
+        alignment, "_sampled_product", lambda table, cells, *rest: calls.append(len(cells)) or own(table, cells, *rest)
+    )
     torch.manual_seed(0)
-    assert 1024 < 2 * 21 * 29 < 1536 and alignment._LOCATIONS_AT_ONCE == 512
-    x, offsets = torch.randn(2, 4, 21, 29, dtype=torch.float64), torch.randn(2, 18, 21, 29, dtype=torch.float64) * 3
-    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
-    with torch.no_grad():
-        one, *others = (function(x, offsets, weight) for function in alignment.BACKENDS.values())
-    for other in others:
-        torch.testing.assert_close(other, one, atol=1e-12, rtol=1e-12)
+    x, offsets = torch.randn(2, 4, 7, 9, dtype=torch.float64), torch.randn(2, 18, 7, 9, dtype=torch.float64) * 3
+    weight, pull = torch.randn(5, 4, 3, 3, dtype=torch.float64), torch.randn(2, 5, 7, 9, dtype=torch.float64)
+    results = []
+    for function in (alignment.deform_conv2d_gather, alignment.deform_conv2d_torchvision):
+        args = [a.clone().requires_grad_(training) for a in (x, offsets, weight)]
+        with torch.set_grad_enabled(training):
+            out = function(*args)
+        results.append([out, *(torch.autograd.grad((out * pull).sum(), args) if training else ())])
+    assert sorted(calls) == sorted([50, 50, 26] * (1 + training))  # in training all of them once more
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
 def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):

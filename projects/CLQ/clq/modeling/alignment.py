@@ -4,14 +4,18 @@ Boxes come in as XYXY in stride units relative to their own location: (-4, -4, 4
 The offsets are a function of the box; three back-ends compute the same convolution with the same parameters.
 """
 
+import functools
+
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
-# Locations whose samples are multiplied at once: 512 of 9 x 256 float32 are 4.7 MB, which a core's caches still hold.
-_LOCATIONS_AT_ONCE = 512
+# Numbers sampled at once on a CPU, 9 x channels a location, by measurement: in inference what a core's caches hold
+# (512 locations of 256 channels), in training what memory that is used again and again holds.
+_SAMPLES_AT_ONCE, _SAMPLES_AT_ONCE_IN_TRAINING = 512 * 9 * 256, 6_000_000
 
 # Regular positions (dy, dx) of the nine taps, row-major as in a 3x3 kernel: (9, 2).
 _TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
@@ -152,15 +156,37 @@ def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)
     table = x.permute(0, 2, 3, 1).reshape(-1, c)
     kernel = weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
-    # In training in one go: the samples are kept in any case, and each part would have a gradient as large as x. When
-    # compiled too, or the number of parts would be part of the compiled form, which then fits few sizes.
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    at_once = n * h * w if whole else _LOCATIONS_AT_ONCE
-    out = []
-    for cell, weights in zip(cells.view(-1, 9, 4).split(at_once), bilinear.view(-1, 9, 4).split(at_once), strict=True):
-        samples = F.embedding_bag(cell.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum")
-        out.append(samples.view(-1, 9 * c) @ kernel)
-    return torch.cat(out).view(n, h, w, -1).permute(0, 3, 1, 2)
+    out = _in_parts(table, cells.view(-1, 9, 4), bilinear.view(-1, 9, 4), kernel)
+    return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _in_parts(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) -> Tensor:
+    """Samples (P, 9 C) times kernel (9 C, O), some locations at a time.
+
+    In training, where that makes several parts, samples are not kept but taken again in the backward pass: each part
+    has a gradient as large as the table, so parts are larger. Compiled, all is one part: their number would be part of
+    the compiled form, which then fits few sizes.
+
+    Args:
+        table: (N H W, C), all cells.
+        cells: (P, 9, 4) int32, four cells for each tap of each location.
+        bilinear: (P, 9, 4), their weights.
+        kernel: (9 C, O).
+    """
+    training = torch.is_grad_enabled()
+    at_once = (_SAMPLES_AT_ONCE_IN_TRAINING if training else _SAMPLES_AT_ONCE) // len(kernel)
+    if torch.compiler.is_compiling() or len(cells) <= at_once:
+        return _sampled_product(table, cells, bilinear, kernel)
+    again = functools.partial(checkpoint, _sampled_product, use_reentrant=False, preserve_rng_state=False)
+    product = again if training else _sampled_product
+    parts = zip(cells.split(at_once), bilinear.split(at_once), strict=True)
+    return torch.cat([product(table, *part, kernel) for part in parts])
+
+
+def _sampled_product(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) -> Tensor:
+    """(P, O); arguments as of :func:`_in_parts`."""
+    samples = F.embedding_bag(cells.view(-1, 4), table, per_sample_weights=bilinear.view(-1, 4), mode="sum")
+    return samples.view(-1, len(kernel)) @ kernel
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
