@@ -3,7 +3,8 @@ import logging
 import clq
 import pytest
 import torch
-from clq.engine.trainer import AutocastTrainer, Trainer, build_step, learning_rate
+from clq.engine.precision import AutocastTrainer, build_step
+from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage

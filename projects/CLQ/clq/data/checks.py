@@ -70,9 +70,8 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
     """
     summaries: dict[str, Summary] = {}
     for split in splits:
-        if not cfg.DATASETS[split] and (
-            split == "TRAIN" or "TRAIN" not in splits
-        ):  # training may go without a test set
+        needed = split == "TRAIN" or "TRAIN" not in splits  # training may go without a test set
+        if needed and not cfg.DATASETS[split]:
             raise UserError(f"DATASETS.{split} is empty; name a data set, for example one from DATASETS.COCO_JSON.")
         for name in cfg.DATASETS[split]:
             if name not in summaries:

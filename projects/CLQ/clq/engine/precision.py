@@ -1,7 +1,11 @@
 """Mixed precision as the config asks for it: of training, ``SOLVER.AMP``, and of evaluation and demo, ``TEST.AMP``."""
 
+import time
+
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from torch import nn
 
 from clq.errors import UserError
 
@@ -36,3 +40,49 @@ def inference_autocast(cfg: CfgNode) -> torch.autocast:
     """
     dtype = autocast_dtype(cfg, "TEST")
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype, enabled=dtype is not None)
+
+
+def build_step(cfg: CfgNode, model: nn.Module, loader, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
+    """The training step: single precision, or autocast as ``SOLVER.AMP`` says."""
+    dtype = autocast_dtype(cfg, "SOLVER")
+    if dtype is None:
+        return SimpleTrainer(model, loader, optimizer)
+    return AutocastTrainer(model, loader, optimizer, torch.device(cfg.MODEL.DEVICE).type, dtype)
+
+
+class AutocastTrainer(SimpleTrainer):
+    """Detectron2's AMPTrainer for any device and dtype; float16 with loss scaling.
+
+    Args:
+        model, data_loader, optimizer: as in :class:`SimpleTrainer`.
+        device: type of the model's device.
+        dtype: of the autocast region.
+    """
+
+    def __init__(self, model: nn.Module, data_loader, optimizer, device: str, dtype: torch.dtype):
+        super().__init__(model, data_loader, optimizer)
+        self.device, self.dtype = device, dtype
+        self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        """One step; gradients are unscaled before the optimizer clips them."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device, self.dtype):
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        self._write_metrics(loss_dict, data_time)
+        self.grad_scaler.unscale_(self.optimizer)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # a training without loss scaling has none to hand on
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

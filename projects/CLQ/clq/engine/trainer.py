@@ -1,14 +1,13 @@
-"""Detectron2's DefaultTrainer with this project's checkpointer, optimizers and mixed precision on any device."""
+"""Detectron2's DefaultTrainer with this project's checkpointer, optimizers, loaders and step."""
 
 import logging
 import os
-import time
 import weakref
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA
@@ -21,7 +20,7 @@ from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.hooks import EMAHook
-from clq.engine.precision import autocast_dtype, inference_autocast
+from clq.engine.precision import build_step, inference_autocast
 from clq.errors import UserError, blamed_on
 from clq.modeling.test_time_augmentation import DenseTTA
 
@@ -204,49 +203,3 @@ def learning_rate(cfg: CfgNode) -> float:
     lr = base * batch / reference
     logger.info("Learning rate %g = SOLVER.BASE_LR %g x %d images a batch / %d", lr, base, batch, reference)
     return lr
-
-
-def build_step(cfg: CfgNode, model: nn.Module, loader, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
-    """The training step: single precision, or autocast as ``SOLVER.AMP`` says."""
-    dtype = autocast_dtype(cfg, "SOLVER")
-    if dtype is None:
-        return SimpleTrainer(model, loader, optimizer)
-    return AutocastTrainer(model, loader, optimizer, torch.device(cfg.MODEL.DEVICE).type, dtype)
-
-
-class AutocastTrainer(SimpleTrainer):
-    """Detectron2's AMPTrainer for any device and dtype; float16 with loss scaling.
-
-    Args:
-        model, data_loader, optimizer: as in :class:`SimpleTrainer`.
-        device: type of the model's device.
-        dtype: of the autocast region.
-    """
-
-    def __init__(self, model: nn.Module, data_loader, optimizer, device: str, dtype: torch.dtype):
-        super().__init__(model, data_loader, optimizer)
-        self.device, self.dtype = device, dtype
-        self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-
-    def run_step(self) -> None:
-        """One step; gradients are unscaled before the optimizer clips them."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self.device, self.dtype):
-            loss_dict = self.model(data)
-            losses = sum(loss_dict.values())
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
-        self._write_metrics(loss_dict, data_time)
-        self.grad_scaler.unscale_(self.optimizer)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # a training without loss scaling has none to hand on
-            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
