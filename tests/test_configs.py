@@ -69,7 +69,7 @@ CODINGS = {
 MMDET = [f"{name}_R_50_FPN_1x" for name in ("ATSS/atss", "GFL/gfl", "GFLV2/gflv2", "VFNET/vfnet", "TOOD/tood")]
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
-SIZE = {f"INPUT.{k}" for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP")}
+SIZE = {f"INPUT.{k}" for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP", "AUG.SCALE")}
 # Neighbours of the ablation tables and the only keys in which they may differ.
 STEPS = [
     (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),
@@ -170,11 +170,26 @@ def test_row(name):
     assert CODINGS.get(name.split("/")[0], "delta") == c.BOX.CODING
     assert (7 if c.CONV == "depthwise" else 16, 0.25) == (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT)
     assert alpha is None or alpha == c.QUALITY.ALPHA
+    assert (c.ANCHOR_SCALE, c.ANCHOR_OFFSET) == ((5.0, 0.5) if c.CONV == "depthwise" else (8.0, 0.0))
+    assert cfg.SOLVER.WARMUP_FACTOR == (0.1 if "vfnet" in name or c.CONV == "depthwise" else 0.001)
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
         largest = 960 if "gflv2" in name or "vfnet" in name else 800
         assert (480, largest) == cfg.INPUT.MIN_SIZE_TRAIN
         assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+
+
+def test_deformable_stages_are_those_of_gflv2s_authors():
+    stages = {
+        name.removeprefix("GFLV2/gflv2_"): load(name + ".yaml").MODEL.RESNETS.DEFORM_ON_PER_STAGE
+        for name in ROWS
+        if any(load(name + ".yaml").MODEL.RESNETS.DEFORM_ON_PER_STAGE)
+    }
+    assert stages == {
+        "R_101_DCN_FPN_2x_ms": [False, True, True, True],
+        "X_101_32x4d_DCN_FPN_2x_ms": [False, True, True, True],
+        "R2_101_DCN_FPN_2x_ms": [False, False, True, True],
+    }
 
 
 def test_every_row_is_checked():
@@ -232,7 +247,7 @@ def test_an_ablation_changes_nothing_else(one, other, keys):
             "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms",
             {
                 *("MODEL.WEIGHTS", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
-                "MODEL.BACKBONE.NAME",
+                *("MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEFORM_ON_PER_STAGE"),
             },
         ),
     ],

@@ -151,7 +151,7 @@ def test_a_published_detector_needs_no_key_beside_its_config(convert):
 
 
 def test_the_body_of_a_published_detector_is_told_from_its_weights(convert):
-    shapes = res2net_shapes((3, 4, 23, 3), 64, 256, 26, offset_channels=(0, 27, 27, 27))
+    shapes = res2net_shapes((3, 4, 23, 3), 64, 256, 26, offset_channels=(0, 0, 27, 27))
     _, config, keys = convert(detector(shapes, gfl_head(80), zero_weights))
     assert config == "configs/GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml"
     wanted = clq.setup_cfg(str(CONFIGS / "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms.yaml"))
