@@ -69,7 +69,10 @@ CODINGS = {
 MMDET = [f"{name}_R_50_FPN_1x" for name in ("ATSS/atss", "GFL/gfl", "GFLV2/gflv2", "VFNET/vfnet", "TOOD/tood")]
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
-SIZE = {f"INPUT.{k}" for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP", "AUG.SCALE")}
+SIZE = {
+    f"INPUT.{k}"
+    for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP", "AUG.SCALE")
+}
 # Neighbours of the ablation tables and the only keys in which they may differ.
 STEPS = [
     (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),
@@ -170,8 +173,8 @@ def test_row(name):
     assert CODINGS.get(name.split("/")[0], "delta") == c.BOX.CODING
     assert (7 if c.CONV == "depthwise" else 16, 0.25) == (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT)
     assert alpha is None or alpha == c.QUALITY.ALPHA
-    assert (c.ANCHOR_SCALE, c.ANCHOR_OFFSET) == ((5.0, 0.5) if c.CONV == "depthwise" else (8.0, 0.0))
-    assert cfg.SOLVER.WARMUP_FACTOR == (0.1 if "vfnet" in name or c.CONV == "depthwise" else 0.001)
+    assert ((5.0, 0.5) if c.CONV == "depthwise" else (8.0, 0.0)) == (c.ANCHOR_SCALE, c.ANCHOR_OFFSET)
+    assert (0.1 if "vfnet" in name or c.CONV == "depthwise" else 0.001) == cfg.SOLVER.WARMUP_FACTOR
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
         largest = 960 if "gflv2" in name or "vfnet" in name else 800

@@ -13,8 +13,8 @@ import os
 import shlex
 
 import torch
-from clq.engine.convert import convert_checkpoint
 from clq.engine.launch import run_cli
+from clq.engine.mmdet_checkpoint import convert_checkpoint
 from clq.errors import UserError
 
 

@@ -13,6 +13,15 @@ from detectron2.modeling import build_model
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTH, DEPTH, CLASSES = 32, 2, 7  # channels of neck and head, convolutions of a tower
 META = {"2.x": {"CLASSES": ("a",) * CLASSES}, "3.x": {"dataset_meta": {"classes": ("a",) * CLASSES}, "cfg": "..."}}
+# As MMDetection notes its configs, with a head to fill in.
+TEXT = """model = dict(
+    backbone=dict(type='ResNet', style='pytorch'),
+    neck=dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5),
+    bbox_head=dict(
+        type='{}', anchor_generator=dict(octave_base_scale=8), anchor_type='anchor_free'))
+img_norm_cfg = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+"""
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 
 
@@ -112,8 +121,8 @@ def gfl_head(classes=CLASSES, quality=True):
     return {**random_weights(head_shapes("gfl", 4 * 17, classes, quality)), "integral.project": torch.arange(17.0)}
 
 
-def vfnet_head():
-    shapes = head_shapes("vfnet")
+def vfnet_head(classes=CLASSES):
+    shapes = head_shapes("vfnet", classes=classes)
     for name in ("vfnet_reg_conv.conv", "vfnet_reg_refine_dconv", "vfnet_cls_dconv"):
         shapes[f"{name}.weight"] = (WIDTH, WIDTH, 3, 3)
     shapes["vfnet_reg_conv.gn.weight"] = shapes["vfnet_reg_conv.gn.bias"] = (WIDTH,)
@@ -121,9 +130,9 @@ def vfnet_head():
     return random_weights({**shapes, **{f"scales_refine.{i}.scale": () for i in range(5)}})
 
 
-def tood_head():
+def tood_head(classes=CLASSES):
     shapes = {f"scales.{i}.scale": () for i in range(5)}
-    layers = {"tood_cls": (CLASSES, WIDTH, 3, 3), "tood_reg": (4, WIDTH, 3, 3)}
+    layers = {"tood_cls": (classes, WIDTH, 3, 3), "tood_reg": (4, WIDTH, 3, 3)}
     layers |= {"cls_prob_module.0": (WIDTH // 4, DEPTH * WIDTH, 1, 1), "cls_prob_module.2": (1, WIDTH // 4, 3, 3)}
     layers |= {"reg_offset_module.0": (WIDTH // 4, DEPTH * WIDTH, 1, 1), "reg_offset_module.2": (8, WIDTH // 4, 3, 3)}
     normalised = {f"inter_convs.{i}": (WIDTH, WIDTH, 3, 3) for i in range(DEPTH)}

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import clq
+import mmdet_models
 import pytest
 import torch
 from clq.engine.checkpoint import Checkpointer
-from clq.engine.convert import convert_checkpoint
+from clq.engine.mmdet_checkpoint import convert_checkpoint
 from clq.errors import UserError
 from detectron2.engine import default_argument_parser
 from mmdet_models import (
@@ -16,6 +17,8 @@ from mmdet_models import (
     CONFIGS,
     META,
     R18,
+    TEXT,
+    WIDTH,
     build_small,
     detector,
     gfl_head,
@@ -140,39 +143,84 @@ def convert(tmp_path):
     return convert
 
 
-def test_a_published_detector_needs_no_key_beside_its_config(convert):
-    """A ResNet-50 of full width with COCO's classes, as all of the R-50 1x checkpoints."""
-    head = gfl_head(81)  # GFLv2's authors: one class channel more than there are classes, here without any metadata
-    weights, config, keys = convert(detector(resnet_shapes(stem=64, res2=256, width=64), head, zero_weights))
-    assert (config, keys) == ("configs/GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml", {})
-    assert torch.equal(weights["head.cls_logits.weight"], head["gfl_cls.weight"][:80])
-    _, _, keys = convert(detector(head=gfl_head(81, quality=False)))
-    assert keys["MODEL.CLQ.NUM_CLASSES"] == 81  # only GFLv2's has the background
+# The published R-50 rows at their size: head, number of convolutions, name of the head's class.
+PUBLISHED = {
+    "ATSS/mmdet_atss": (lambda: random_weights(head_shapes(classes=80)), 4, "ATSSHead"),
+    "GFL/mmdet_gfl": (lambda: gfl_head(80, quality=False), 4, "GFLHead"),
+    "GFLV2/mmdet_gflv2": (lambda: gfl_head(81), 4, "GFocalHead"),  # its authors': with a channel for the background
+    "VFNET/mmdet_vfnet": (lambda: vfnet_head(80), 3, "VFNetHead"),
+    "TOOD/mmdet_tood": (lambda: tood_head(80), 6, "TOODHead"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("key", ["config", "cfg", None])
+def test_a_published_detector_needs_no_key_beside_its_config(name, key, convert, monkeypatch, caplog):
+    make_head, depth, kind = PUBLISHED[name]
+    monkeypatch.setattr(mmdet_models, "WIDTH", 256)
+    monkeypatch.setattr(mmdet_models, "DEPTH", depth)
+    weights = detector(resnet_shapes(stem=64, res2=256, width=64), make_head(), zero_weights)
+    converted, config, keys = convert({"meta": {key: TEXT.format(kind)} if key else None, "state_dict": weights})
+    assert (config, keys) == (f"configs/{name}_R_50_FPN_1x.yaml", {})
+    (theirs,) = (value for key, value in weights.items() if key.endswith("_cls.weight"))
+    assert torch.equal(converted["head.cls_logits.weight"], theirs[:80])
+    assert ("has no config of its training" in caplog.text) == (key is None)
+
+
+@pytest.mark.parametrize("meta", [{"CLASSES": ["a"] * 3}, {"dataset_meta": {"CLASSES": ("a",) * 3}}])
+def test_the_background_is_told_from_the_names_of_classes(meta, convert):
+    _, _, keys = convert({"meta": meta, "state_dict": detector(head=gfl_head(4))})
+    assert keys["MODEL.CLQ.NUM_CLASSES"] == 3
+    _, _, keys = convert({"meta": meta, "state_dict": detector(head=gfl_head(3))})
+    assert keys["MODEL.CLQ.NUM_CLASSES"] == 3
+    _, _, keys = convert({"meta": meta, "state_dict": detector(head=gfl_head(4, quality=False))})
+    assert keys["MODEL.CLQ.NUM_CLASSES"] == 4  # only GFLv2's has the background
+    with pytest.raises(UserError, match="has 4 class channels and no names of classes"):
+        convert(detector(head=gfl_head(4)))
 
 
 def test_the_body_of_a_published_detector_is_told_from_its_weights(convert):
     shapes = res2net_shapes((3, 4, 23, 3), 64, 256, 26, offset_channels=(0, 0, 27, 27))
     _, config, keys = convert(detector(shapes, gfl_head(80), zero_weights))
     assert config == "configs/GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml"
+    assert keys["MODEL.CLQ.CONV_DIM"] == keys["MODEL.FPN.OUT_CHANNELS"] == WIDTH
     wanted = clq.setup_cfg(str(CONFIGS / "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms.yaml"))
     ours = clq.setup_cfg(str(CONFIGS.parent / config), [word for pair in keys.items() for word in pair])
     assert ours.MODEL.RESNETS == wanted.MODEL.RESNETS
     assert ours.MODEL.BACKBONE == wanted.MODEL.BACKBONE
 
 
+def without(part, weights=None):
+    return {key: value for key, value in (weights or detector()).items() if part not in key}
+
+
+ONE = torch.ones(1)
 REFUSED = {
-    "no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection .its head has fcos_cls": {"bbox_head.fcos_cls.weight": 1},
-    "it has no bbox_head": {"roi_head.fc.weight": 1},
-    "no place here: neck.fpn_convs.5": {"neck.fpn_convs.5.conv.weight": 1, **detector()},
-    "no place here: backbone.stem.0.weight": {"backbone.stem.0.weight": 1, **detector()},  # a ResNet's own v1d
+    "no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection .its head has fcos_cls": {"bbox_head.fcos_cls.weight": ONE},
+    "it has no bbox_head": {"roi_head.fc.weight": ONE},
+    "no place here: neck.fpn_convs.5": {"neck.fpn_convs.5.conv.weight": ONE, **detector()},
+    "no place here: backbone.stem.0.weight": {"backbone.stem.0.weight": ONE, **detector()},  # a ResNet's own v1d
     "no place here: bbox_head.cls_convs.1.conv.conv_offset": {
-        "bbox_head.cls_convs.1.conv.conv_offset.weight": 1,
+        "bbox_head.cls_convs.1.conv.conv_offset.weight": ONE,
         **detector(),
     },
     "weights and plain values alone": {**detector(), "hooks": Path("x")},
     "with 5 blocks in layer3": detector(resnet_shapes((3, 4, 5, 3))),
     "several groups": detector(resnet_shapes(offset_channels=(0, 36, 36, 36))),
     "holds a list": [1],
+    'holds a list as "state_dict"': {"state_dict": [1]},
+    "holds 3, which is no weight": {"state_dict": {3: ONE}},
+    "holds 'epoch', which is no weight": {**detector(), "epoch": 12},
+    "lacks backbone.fpn_lateral3.weight": without("neck."),
+    "lacks head.cls_logits.weight": without("atss_cls.weight"),
+    "lacks res2.0.conv2.weight": without("backbone.layer1"),
+    r"1 weights of its detector are missing: head\.scales\.": without("scales"),
+    r"2 weights .* missing: head\.quality_pred\.0\.bias, head": without("reg_conf.0", detector(head=gfl_head(80))),
+    r"head\.scales is of another shape .* \[4\] instead of \[5\]": without("scales.4"),
+    r"1 of its weights are not finite: head\.box_pred\.bias\.": {
+        **detector(),
+        "bbox_head.atss_reg.bias": torch.tensor([0.0, 1.0, float("nan"), 2.0]),
+    },
 }
 
 
@@ -182,3 +230,28 @@ def test_others_are_refused(why, convert):
         convert(REFUSED[why])
     with pytest.raises(UserError, match=r"gone\.pth: no such file"):
         convert_checkpoint("gone.pth")
+
+
+@pytest.mark.parametrize("kind", ["PAAHead", "LADHead"])
+def test_another_detector_of_the_same_layers_is_refused_by_its_config(kind, convert):
+    with pytest.raises(UserError, match=f"is of {kind}, which this project does not have"):
+        convert({"meta": {"config": TEXT.format(kind)}, "state_dict": detector()})
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ("to_rgb=True", "to_rgb=False"),
+        ("to_rgb=True", "bgr_to_rgb=False"),
+        ("std=[58.395, 57.12, 57.375]", "std=[1.0, 1.0, 1.0]"),
+        ("'pytorch'", "'caffe'"),
+        ("'on_output'", "'on_input'"),
+        ("octave_base_scale=8", "octave_base_scale=4"),
+        ("'anchor_free'", "'anchor_based'"),
+    ],
+)
+def test_what_no_weight_shows_is_read_in_the_config(ours, theirs, convert):
+    config = TEXT.format("ATSSHead")
+    assert ours in config
+    with pytest.raises(UserError, match=r"was trained with .*, which configs/ATSS/mmdet_atss_R_50_FPN_1x\.yaml does"):
+        convert({"meta": {"config": config.replace(ours, theirs)}, "state_dict": detector()})

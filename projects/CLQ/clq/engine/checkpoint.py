@@ -93,9 +93,8 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super().load(path, checkpointables)
         finally:
-            self._parsed_url_during_load = (
-                None  # Detectron2 main's: an error would leave it set, and fail the next load
-            )
+            # Detectron2 main's: an error would leave it set, and fail the next load.
+            self._parsed_url_during_load = None
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what is resumed must be a checkpoint of exactly this model."""
@@ -194,9 +193,8 @@ class Checkpointer(DetectionCheckpointer):
     def _check_body(self, missing: list[str], unknown: list[str], shapes: list[tuple]) -> None:
         # ImageNet weights have no offsets of deformable convolutions; these start at zero by design.
         missing = [k for k in missing if k.startswith(BODY) and "conv2_offset" not in k]
-        unknown = [
-            k for k in unknown if re.search(r"(^|\.)(stem\.conv|res[2-5]\.|stage[2-4]\.)", k)
-        ]  # a deeper or other body's
+        body = re.compile(r"(^|\.)(stem\.conv|res[2-5]\.|stage[2-4]\.)")  # a deeper or other one's
+        unknown = [k for k in unknown if body.search(k)]
         if missing or unknown:
             shapes = [s for s in shapes if s[0].startswith(BODY)]
             raise UserError(

@@ -63,7 +63,8 @@ class ATSSMatcher:
         self.topk = topk
         self.anchor_scale = anchor_scale
         self.center_offset = center_offset
-        ranks = torch.cartesian_prod(torch.arange(topk), torch.arange(topk))
+        order = torch.arange(topk, device="cpu")  # where a model is built on the meta device too
+        ranks = torch.cartesian_prod(order, order)
         # (2, C): rank of the column and of the row, from 0, of the cells that can be among the k nearest.
         self.candidate_ranks = ranks[(ranks + 1).prod(dim=1) <= topk].T
 
