@@ -120,6 +120,12 @@ def run_script(path, *argv):
 
 
 @pytest.fixture(scope="session")
+def script():
+    """A script as a module: ``script("tools/zoo.py")``."""
+    return load_script
+
+
+@pytest.fixture(scope="session")
 def run():
     """:func:`run_script`: ``run("train_net.py", "--config-file", ...)`` -> exit status."""
     return run_script

@@ -11,7 +11,7 @@ gives its meta-architecture, its pyramid and the groups of its heads; its learni
 says SOLVER.BASE_LR.
 
 Called again it trains what is missing, from the last checkpoints. Writes table.md, results.json and losses.png beside
-the trainings. Exit status 1 if a training failed.
+the trainings, of the rows that are complete. Exit status 1 if a training failed.
 """
 
 import argparse
@@ -65,6 +65,8 @@ def make_runs(rows, args) -> dict[str, list[Run]]:
     """Name of a row -> its runs, one a seed."""
     runs = {}
     for row in rows:
+        if len(row.name.encode()) > 200:  # a folder's may have 255 bytes
+            raise UserError(f"--rows: {row.name[:60]}... is too long a name for a folder; give it a NAME= of its own.")
         folder = args.output / "".join(c if c.isalnum() else "_" for c in row.name)
         if any(folder == others[0].folder.parent for others in runs.values()):
             raise UserError(f"--rows: two are called {row.name}, or nearly so; give each a NAME= of its own.")
@@ -172,11 +174,12 @@ def main(argv=None) -> int:
     make_folder("--output", str(args.output))
     jobs = args.jobs or max(1, torch.cuda.device_count())
     failed = train_all([run for row in runs.values() for run in row], jobs)
+    complete = {name: row for name, row in runs.items() if all(run.done for run in row)}
+    if complete:
+        report(complete, configs, args)
     if failed:
         print(f"{len(failed)} of {sum(map(len, runs.values()))} trainings failed; run again to go on.", flush=True)
-        return 1
-    report(runs, configs, args)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

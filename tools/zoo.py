@@ -5,6 +5,7 @@ tools/zoo.py            rewrites MODEL_ZOO.md
 tools/zoo.py --check    exit status 2 where it is not what the configs and results say
 
 A record is a study's results.json of tools/ablate.py, under "rows", with "data", "schedule" and "machine" in words.
+What it measured of speed and size is shown where all its rows have it.
 """
 
 import argparse
@@ -44,6 +45,9 @@ a dash where the config is of another paper or of none.
 
 
 def coco_table() -> str:
+    for name in PAPER:
+        if not (ROOT / "configs" / f"{name}.yaml").is_file():
+            raise UserError(f"configs/{name}.yaml: no such file, though tools/zoo.py has the paper's figure for it.")
     lines = []
     for path in sorted(ROOT.glob("configs/*/*.yaml")):
         name = str(path.relative_to(ROOT / "configs").with_suffix(""))
@@ -63,14 +67,25 @@ def coco_table() -> str:
 
 
 def study(path: Path) -> str:
-    """One recorded study as a section."""
-    record = json.loads(path.read_text())
+    """One recorded study as a section.
+
+    Raises:
+        UserError: the record lacks something.
+    """
     lines = []
-    for name, row in record["rows"].items():
-        measured = [{k: math.nan if v is None else v for k, v in seed.items()} for seed in row["seeds"].values()]
-        lines.append([name, str(len(measured)), *metric_cells(measured)])
-    table = markdown_table(["row", "seeds", *METRICS], lines)
-    return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
+    try:
+        record = json.loads(path.read_text())
+        rows = record["rows"]
+        first = next(iter(rows.values()))
+        speed = [key for key in first if key != "seeds" and all(key in row for row in rows.values())]
+        for name, row in rows.items():
+            measured = [{k: math.nan if v is None else v for k, v in seed.items()} for seed in row["seeds"].values()]
+            lines.append([name, str(len(measured)), *metric_cells(measured), *(f"{row[key]:.1f}" for key in speed)])
+        table = markdown_table(["row", "seeds", *METRICS, *speed], lines)
+        return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as e:
+        why = f"{type(e).__name__} {' '.join(str(e).split())}"
+        raise UserError(f"{path}: is no record of a study ({why}); see tools/zoo.py --help.") from e
 
 
 def make_zoo() -> str:

@@ -69,6 +69,10 @@ def test_a_row_of_an_unknown_model(tmp_path):
 def test_names_of_rows():
     assert parse_row(ATSS).name == "atss_R_50_FPN_1x"
     assert parse_row("MODEL.CLQ.TOPK 5").name == "MODEL.CLQ.TOPK 5"
+    for text in (f"{ATSS} MODEL.WEIGHTS /a=b.pth", "MODEL.WEIGHTS /a=b.pth"):  # a = that names nothing
+        row = parse_row(text)
+        assert row.name in ("atss_R_50_FPN_1x", text) and row.opts[-2:] == ("MODEL.WEIGHTS", "/a=b.pth")
+    assert parse_row("B.yaml, alone=MODEL.CLQ.TOPK 5").name == "B.yaml, alone"
     with pytest.raises(UserError, match=r"--rows 'x=': write \[NAME=\]CONFIG"):
         parse_row("x=")
     with pytest.raises(UserError, match=r"gone\.yaml: no such config file"):
@@ -141,13 +145,30 @@ def test_loss_curves(trained):
     assert list(iterations) == sorted(iterations) and values[-1] < values[0]
 
 
+def test_losses_of_a_training_taken_up_again(tmp_path):
+    """It went through iteration 1 twice, and was stopped in the middle of a line."""
+    lines = ['{"iteration": 0, "loss": 4.0}', '{"iteration": 1, "loss": 3.0, "lr": 1.0}', '{"iteration": 2, "lo']
+    lines += ['{"iteration": 1, "loss": 2.0}', '{"iteration": 2, "loss": 1.0}']
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    assert loss_curves(tmp_path) == {"loss": [(0, 4.0), (1, 2.0), (2, 1.0)]}
+
+
+def test_a_name_too_long_for_a_folder(tiny, tmp_path, run, capsys):
+    row = " ".join(["MODEL.CLQ.BOX.LOSS_WEIGHT 2.0"] * 10)
+    assert run("tools/ablate.py", "--config-file", tiny, "--output", tmp_path / "out", "--rows", row) == 2
+    assert "is too long a name for a folder; give it a NAME=" in capsys.readouterr().err
+
+
 def test_the_tool(tiny, tmp_path, run, capsys):
     """Rows, one stopped and taken up again; called once more it trains nothing."""
     rows = [f"ATSS={ATSS}", f"CLQ={CLQ}", "Faster R-CNN=configs/comparison/faster_rcnn_R_50_FPN_1x.yaml"]
     argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--rows"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
     assert run("tools/ablate.py", *argv, rows[0], "broken=MODEL.CLQ.CLS.LOSS none", *opts) == 1
-    assert "broken/seed_4: failed, see" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "broken/seed_4: failed, see" in out and "1 of 2 trainings failed" in out
+    table = (tmp_path / "table.md").read_text()  # of what is complete
+    assert "| ATSS |" in table and "broken" not in table
     (stdout,) = tmp_path.glob("broken/seed_4/stdout.txt")
     assert "MODEL.CLQ.CLS.LOSS: none is not one of focal, qfl" in stdout.read_text()
     stdout.parent.rename(tmp_path / "elsewhere")

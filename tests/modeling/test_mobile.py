@@ -102,6 +102,8 @@ def test_from_a_config_every_parameter_learns(stem):
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),
         ("FPN.IN_FEATURES", [], "name some of"),
+        ("FPN.NORM", "BN", "MODEL.FPN.NORM BN, FUSE_TYPE sum: this pyramid adds, without norms"),
+        ("FPN.FUSE_TYPE", "avg", "FUSE_TYPE avg: this pyramid adds"),
         ("CLQ.IN_FEATURES", ["p3", "p4"], "has the levels p3, p4, p5; name all of them"),
     ],
 )

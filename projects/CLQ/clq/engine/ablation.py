@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -65,7 +66,9 @@ def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
     Raises:
         UserError: neither a config nor overrides.
     """
-    name, _, rest = text.partition("=") if "=" in text else ("", "", text)
+    # A = of an override names nothing: what starts with a config or a key has no name.
+    named = re.match(r"(?!\S+\.ya?ml\s|[A-Z0-9_]+\.[A-Z0-9_.]+\s)([^=]*)=", text)
+    name, rest = (named[1], text[named.end() :]) if named else ("", text)
     try:
         words = shlex.split(rest)
     except ValueError as e:
@@ -154,7 +157,9 @@ class Run:
         if path.is_file() and json.loads(path.read_text()) != settings:
             raise UserError(f"{self.folder}: holds a run with other settings; choose another --output or delete it.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1))
+        whole = path.with_suffix(".tmp")  # what is stopped while it writes leaves no half of it
+        whole.write_text(json.dumps(settings, indent=1))
+        whole.replace(path)
 
     def train(self, threads: int, gpu: str | None) -> bool:
         """Trains in a process of its own, from its last checkpoint if there is one; whether that went well."""
@@ -214,16 +219,22 @@ def metric_cells(measured: Sequence[Mapping[str, float]]) -> list[str]:
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    rows = [header, ["---"] * len(header), *lines]
+    rows = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Name of each loss -> (iteration, value), from the ``metrics.json`` that Detectron2 writes while it trains."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    """Name of each loss -> (iteration, value), from the ``metrics.json`` that Detectron2 writes while it trains.
+
+    Of an iteration that a training taken up again went through twice, the last value counts.
+    """
+    curves: dict[str, dict[int, float]] = {}
     for line in (folder / "metrics.json").read_text().splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut off where the training was stopped
+            continue
         for name, value in record.items():
             if "loss" in name:
-                curves.setdefault(name, []).append((record["iteration"], value))
-    return curves
+                curves.setdefault(name, {})[record["iteration"]] = value
+    return {name: sorted(curve.items()) for name, curve in curves.items()}

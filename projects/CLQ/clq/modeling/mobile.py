@@ -100,8 +100,8 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     All of it learns: batch norms too, so batches should not be small.
 
     Raises:
-        UserError: no such body or feature, something to freeze, or levels other than those that
-            ``MODEL.CLQ.IN_FEATURES`` uses.
+        UserError: no such body or feature, something to freeze, a norm or a fusion that this pyramid does not have, or
+            levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
     """
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
     if name not in BODIES:
@@ -109,6 +109,11 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
             f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all of a ShuffleNet learns; set it to 0."
+        )
+    if cfg.MODEL.FPN.NORM or cfg.MODEL.FPN.FUSE_TYPE != "sum":
+        raise UserError(
+            f"MODEL.FPN.NORM {cfg.MODEL.FPN.NORM}, FUSE_TYPE {cfg.MODEL.FPN.FUSE_TYPE}: this pyramid adds, without "
+            'norms; set them to "" and sum.'
         )
     if not features or features != [f for f in _STRIDES if f in features]:
         raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")

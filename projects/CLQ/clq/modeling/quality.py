@@ -141,8 +141,8 @@ class PredictedIoU(Quality):
     def __init__(self, alpha: float = 0.3, of: str = "pred_box"):
         if of not in ("pred_box", "anchor"):
             raise ValueError(f"the target of the IoU branch is pred_box or anchor, not {of}")
-        if not alpha > 0:
-            raise ValueError(f"the exponent alpha of the IoU branch must be positive, got {alpha}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"the exponent alpha of the IoU branch must be positive and finite, got {alpha}")
         self.alpha = self.target_power = alpha
         self.of = of
 

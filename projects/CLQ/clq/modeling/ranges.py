@@ -1,6 +1,7 @@
 """What the numbers of a detector's config may be."""
 
 import functools
+import math
 
 from detectron2.config import CfgNode
 
@@ -43,8 +44,9 @@ def check_ranges(cfg: CfgNode) -> None:
     """
     for key, (what, holds) in _RANGES.items():
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
-        if value is None or not holds(value):
-            raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}.")
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if value is None or not all(map(math.isfinite, numbers)) or not holds(value):
+            raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}, and finite.")
     if cfg.MODEL.FPN.OUT_CHANNELS < 1:
         raise UserError(f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS}: must be at least 1.")
     if cfg.SOLVER.ACCUMULATE < 1:
