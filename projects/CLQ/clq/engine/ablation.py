@@ -67,7 +67,7 @@ def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
         UserError: neither a config nor overrides.
     """
     # A = of an override names nothing: what starts with a config or a key has no name.
-    named = re.match(r"(?!\S+\.ya?ml\s|[A-Z0-9_]+\.[A-Z0-9_.]+\s)([^=]*)=", text)
+    named = re.match(r"(?![^\s=]+\.ya?ml\s|[A-Z0-9_]+\.[A-Z0-9_.]+\s)([^=]*)=", text)
     name, rest = (named[1], text[named.end() :]) if named else ("", text)
     try:
         words = shlex.split(rest)
