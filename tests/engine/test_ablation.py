@@ -72,6 +72,7 @@ def test_names_of_rows():
     for text in (f"{ATSS} MODEL.WEIGHTS /a=b.pth", "MODEL.WEIGHTS /a=b.pth"):  # a = that names nothing
         row = parse_row(text)
         assert row.name in ("atss_R_50_FPN_1x", text) and row.opts[-2:] == ("MODEL.WEIGHTS", "/a=b.pth")
+    assert parse_row(f"ours={CLQ} MODEL.WEIGHTS /a=b.pth").name == "ours"
     assert parse_row("B.yaml, alone=MODEL.CLQ.TOPK 5").name == "B.yaml, alone"
     with pytest.raises(UserError, match=r"--rows 'x=': write \[NAME=\]CONFIG"):
         parse_row("x=")

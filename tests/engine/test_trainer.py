@@ -1,3 +1,4 @@
+import copy
 import logging
 
 import clq
@@ -77,6 +78,34 @@ def test_adamw_and_unknown_optimizers():
     assert sum(len(g["params"]) for g in optimizer.param_groups) == 3
     with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER: Lion is not one of SGD, AdamW"):
         Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "Lion"), model)
+
+
+def test_adamw_steps_as_torchs_plain_one_does_on_channels_last_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
+    plain = copy.deepcopy(model)
+    model.to(memory_format=torch.channels_last)
+    opts = [
+        "SOLVER.OPTIMIZER",
+        "AdamW",
+        "SOLVER.BASE_LR",
+        0.01,
+        "SOLVER.WEIGHT_DECAY",
+        0.1,
+        "SOLVER.REFERENCE_BATCH",
+        0,
+    ]
+    ours = Trainer.build_optimizer(config(*opts), model)
+    other = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, foreach=False)
+    start = plain[0].weight.detach().clone()
+    for x in torch.randn(5, 2, 3, 6, 6):
+        for net, optimizer in ((model, ours), (plain, other)):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert (plain[0].weight - start).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str, dict[str, obj
         found = {**_body_of(path, converted), **_head_of(row, converted)}
     except KeyError as e:
         raise UserError(f"{path}: lacks {e.args[0]}, without which its size cannot be told.") from e
-    standard = _flat(setup_cfg(str(ROOT / row.config), ["MODEL.DEVICE", "cpu"]), found)
+    standard = _values(setup_cfg(str(ROOT / row.config), ["MODEL.DEVICE", "cpu"]), found)
     keys = {key: value for key, value in found.items() if value != standard[key]}
     _check_whole(path, row, keys, converted)
     return converted, row.config, keys
@@ -232,7 +232,7 @@ def _head_of(row: _Row, weights: Mapping[str, Tensor]) -> dict[str, object]:
     return sizes
 
 
-def _flat(cfg: Mapping, keys: Mapping[str, object]) -> dict[str, object]:
+def _values(cfg: Mapping, keys: Mapping[str, object]) -> dict[str, object]:
     """The values that a config has under these keys."""
     values = {}
     for key in keys:

@@ -153,7 +153,7 @@ class Trainer(DefaultTrainer):
         lr, s = learning_rate(cfg), cfg.SOLVER
         kinds = {
             "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
-            "AdamW": (torch.optim.AdamW, {}),
+            "AdamW": (torch.optim.AdamW, {"fused": True}),  # one pass over the weights, not ten
         }
         if s.OPTIMIZER not in kinds:
             raise UserError(f"SOLVER.OPTIMIZER: {s.OPTIMIZER} is not one of {', '.join(kinds)}.")
