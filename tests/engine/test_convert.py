@@ -232,9 +232,9 @@ def test_others_are_refused(why, convert):
         convert_checkpoint("gone.pth")
 
 
-@pytest.mark.parametrize("kind", ["PAAHead", "LADHead"])
+@pytest.mark.parametrize("kind", ["PAAHead", "LADHead", "mmdet.models.dense_heads.PAAHead"])
 def test_another_detector_of_the_same_layers_is_refused_by_its_config(kind, convert):
-    with pytest.raises(UserError, match=f"is of {kind}, which this project does not have"):
+    with pytest.raises(UserError, match=f"is of {kind.split('.')[-1]}, which this project does not have"):
         convert({"meta": {"config": TEXT.format(kind)}, "state_dict": detector()})
 
 

@@ -171,7 +171,7 @@ def _row_of(path: str, weights: Mapping[str, Tensor], config: str) -> _Row:
     if row is None:
         has = f"its head has {', '.join(sorted(layers))}" if layers else "it has no bbox_head"
         raise UserError(f"{path}: no ATSS, GFL, GFLv2, VFNet or TOOD of MMDetection ({has}).")
-    heads = set(re.findall(r"type='(\w+Head)'", config))
+    heads = set(re.findall(r"type='(?:[\w.]+\.)?(\w+Head)'", config))
     if not heads:
         logger.warning("%s: has no config of its training; by its weights it is what %s is.", path, row.config)
     elif row.head not in heads:  # PAA and LAD have ATSS's layers, and scores of another meaning
