@@ -211,6 +211,7 @@ REFUSED = {
     'holds a list as "state_dict"': {"state_dict": [1]},
     "holds 3, which is no weight": {"state_dict": {3: ONE}},
     "holds 'epoch', which is no weight": {**detector(), "epoch": 12},
+    r"scales\.2\.scale is of shape \[2\], not one number": {**detector(), "bbox_head.scales.2.scale": torch.ones(2)},
     "lacks backbone.fpn_lateral3.weight": without("neck."),
     "lacks head.cls_logits.weight": without("atss_cls.weight"),
     "lacks res2.0.conv2.weight": without("backbone.layer1"),

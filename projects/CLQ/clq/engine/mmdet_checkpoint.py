@@ -141,6 +141,8 @@ def _weights(path: str, checkpoint: dict) -> dict[str, Tensor]:
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: holds {key!r}, which is no weight; give a checkpoint of MMDetection.")
+        if key.endswith(".scale") and value.numel() != 1:
+            raise UserError(f"{path}: {key} is of shape {list(value.shape)}, not one number as in MMDetection.")
     return weights
 
 
