@@ -212,6 +212,7 @@ REFUSED = {
     "holds 3, which is no weight": {"state_dict": {3: ONE}},
     "holds 'epoch', which is no weight": {**detector(), "epoch": 12},
     r"scales\.2\.scale is of shape \[2\], not one number": {**detector(), "bbox_head.scales.2.scale": torch.ones(2)},
+    "shapes that no detector's are of": {**detector(), "bbox_head.atss_cls.weight": torch.ones(7)},
     "lacks backbone.fpn_lateral3.weight": without("neck."),
     "lacks head.cls_logits.weight": without("atss_cls.weight"),
     "lacks res2.0.conv2.weight": without("backbone.layer1"),

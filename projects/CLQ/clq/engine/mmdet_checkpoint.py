@@ -12,9 +12,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from clq.config import setup_cfg
-from clq.engine.body_names import BODY
 from clq.engine.convert import convert
-from clq.errors import UserError
+from clq.engine.told_by_weights import body_keys, head_keys
+from clq.errors import UserError, blamed_on
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ _OTHERWISE = (
     r"anchor_type='anchor_based'",
     r"bbox_norm_type='stride'",
 )
-# (blocks in res4, whether they are bottlenecks) -> depth
-_DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+_OF_DISTRIBUTIONS = "GFLHead", "GFocalHead"
 _COCO = 80  # classes
 
 
@@ -109,9 +108,11 @@ def convert_checkpoint(path: str) -> tuple[dict[str, Tensor], str, dict[str, obj
     try:
         if row.head == "GFocalHead":
             _leave_out_background(path, converted, _class_names(checkpoint))
-        found = {**_body_of(path, converted), **_head_of(row, converted)}
+        found = {**body_keys(path, converted), **head_keys(converted, row.head in _OF_DISTRIBUTIONS)}
     except KeyError as e:
         raise UserError(f"{path}: lacks {e.args[0]}, without which its size cannot be told.") from e
+    except (ArithmeticError, IndexError, TypeError) as e:  # of a weight with too few dimensions, or empty ones
+        raise UserError(f"{path}: its weights are of shapes that no detector's are of.") from e
     standard = _values(setup_cfg(str(ROOT / row.config), ["MODEL.DEVICE", "cpu"]), found)
     keys = {key: value for key, value in found.items() if value != standard[key]}
     _check_whole(path, row, keys, converted)
@@ -197,43 +198,6 @@ def _leave_out_background(path: str, weights: dict[str, Tensor], classes: list) 
             weights[name] = weights[name][:-1].clone()
 
 
-def _body_of(path: str, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """The config keys of the body in a whole detector's converted weights."""
-    shapes = {key[len(BODY) :]: value.shape for key, value in weights.items() if key.startswith(BODY)}
-    bottleneck, res2net = "res2.0.conv3.weight" in shapes, "res2.0.conv2.0.weight" in shapes
-    num_blocks = len({key.split(".")[1] for key in shapes if key.startswith("res4.")})
-    if (num_blocks, bottleneck) not in _DEPTHS:
-        raise UserError(f"{path}: its body, with {num_blocks} blocks in layer3, is of no depth that Detectron2 has.")
-    of_chain = ".0" if res2net else ""  # a Res2Net's 3x3 convolutions are several, and alike
-    offsets = [shapes.get(f"res{i}.0.conv2_offset{of_chain}.bias", (0,))[0] for i in (2, 3, 4, 5)]
-    if not set(offsets) <= {0, 18, 27}:  # (dy, dx), or these and a weight, of 9 taps
-        raise UserError(f"{path}: has deformable convolutions in several groups, which are not told apart here.")
-    width = shapes[f"res2.0.conv2{of_chain}.weight"][1]
-    return {
-        "MODEL.BACKBONE.NAME": f"build_dense_{'res2net' if res2net else 'resnet'}_fpn_backbone",
-        "MODEL.RESNETS.DEPTH": _DEPTHS[num_blocks, bottleneck],
-        "MODEL.RESNETS.NUM_GROUPS": shapes["res2.0.conv1.weight"][0] // width,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": shapes["res2.0.conv1.weight"][1],
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": shapes[f"res2.0.conv{3 if bottleneck else 2}.weight"][0],
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [channels > 0 for channels in offsets],
-        "MODEL.RESNETS.DEFORM_MODULATED": 27 in offsets,
-    }
-
-
-def _head_of(row: _Row, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """The config keys of neck and head in a whole detector's converted weights."""
-    sizes = {
-        "MODEL.FPN.OUT_CHANNELS": len(weights["backbone.fpn_lateral3.weight"]),
-        "MODEL.CLQ.NUM_CLASSES": len(weights["head.cls_logits.weight"]),
-        "MODEL.CLQ.CONV_DIM": weights["head.cls_logits.weight"].shape[1],
-        "MODEL.CLQ.NUM_CONVS": sum(bool(re.fullmatch(r"head\.(cls_tower|shared)\.\d+\.weight", k)) for k in weights),
-    }
-    if row.head in ("GFLHead", "GFocalHead"):
-        sizes["MODEL.CLQ.BOX.REG_MAX"] = len(weights["head.box_pred.weight"]) // 4 - 1
-    return sizes
-
-
 def _values(cfg: Mapping, keys: Mapping[str, object]) -> dict[str, object]:
     """The values that a config has under these keys."""
     values = {}
@@ -249,7 +213,7 @@ def _check_whole(path: str, row: _Row, keys: Mapping[str, object], weights: Mapp
     """Holds names and shapes against those of the detector that the config and these keys make."""
     opts = [word for pair in keys.items() for word in pair]
     cfg = setup_cfg(str(ROOT / row.config), ["MODEL.DEVICE", "cpu", *opts])
-    with torch.device("meta"):  # no memory for values
+    with torch.device("meta"), blamed_on(f"{path}, sizes of its weights"):  # no memory for values
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = wanted.keys() - weights.keys()
