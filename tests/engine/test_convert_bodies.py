@@ -17,7 +17,7 @@ OFFSETS = {"plain": 0, "deformable": 18, "modulated": 27}
 PUBLISHED = {
     "R_101": resnet_shapes((3, 4, 23, 3), 64, 256, 64, 1, (0, 27, 27, 27)),
     "X_101_32x4d": resnet_shapes((3, 4, 23, 3), 64, 256, 4, 32, (0, 27, 27, 27)),
-    "R2_101": res2net_shapes((3, 4, 23, 3), 64, 256, 26, 4, (0, 27, 27, 27)),
+    "R2_101": res2net_shapes((3, 4, 23, 3), 64, 256, 26, 4, (0, 0, 27, 27)),
 }
 
 
@@ -68,7 +68,7 @@ def test_a_file_of_a_body_starts_a_training(wrapped, tmp_path):
     body = model.backbone.bottom_up
     assert torch.equal(body.res3[1].conv2[2].weight, weights["layer2.1.convs.2.weight"])
     assert torch.equal(body.res5[0].shortcut.norm.running_mean, weights["layer4.0.downsample.2.running_mean"])
-    assert not body.res3[0].conv2_offset[0].weight.any()
+    assert not body.res4[0].conv2_offset[0].weight.any()
 
 
 class Original:

@@ -70,7 +70,7 @@ def test_a_few_steps_fit_one_batch_and_it_is_found_again(row):
         item["image"][:, int(y1) : int(y2), int(x1) : int(x2)] += 90 + 100 * i
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first = last = None
-    for _ in range(60):
+    for _ in range(100):
         losses = backward(model, [item])
         last = sum(losses.values()).item()
         first = first or last
