@@ -188,6 +188,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file. See configs/ for those that come with the project.")
     try:
+        _keep_older_meaning(cfg, path)
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as e:
         raise UserError(f"{path}: only plain yaml is read ({e.problem}); write lists as [a, b].") from e
@@ -203,6 +204,27 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         ) from e
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"{path}: {_explain(cfg, e)}") from e
+
+
+def _keep_older_meaning(cfg: CfgNode, path: str) -> None:
+    """Sets what a config meant that a training saved while CLQ followed the paper's text: it names QUALITY.TARGET.
+
+    Only whole configs, such as those beside checkpoints, are read so; their detectors then give what they gave.
+    """
+    node = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    for name in ("MODEL", "CLQ", "QUALITY"):
+        node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or "TARGET" not in node:
+        return
+    cfg.register_deprecated_key("MODEL.CLQ.QUALITY.TARGET")
+    c = cfg.MODEL.CLQ
+    c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT = "reg", 1, 0.0
+    c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS = 1.0, "pairs"
+    logger.warning(
+        "%s: of an older version, where MODEL.CLQ.QUALITY.TARGET existed. Its detector is built as it was; training "
+        "goes on with the IoU as class target, not its power alpha.",
+        path,
+    )
 
 
 def _merge_opts(cfg: CfgNode, opts: list) -> None:
