@@ -1,4 +1,4 @@
-"""Detectron2 imports before and after clq, with or without its compiled ops, and a full one is left alone."""
+"""Detectron2 imports before and after clq, with or without its compiled ops; a full one, and numpy, are left alone."""
 
 import importlib
 import importlib.machinery
@@ -8,6 +8,7 @@ import sys
 import types
 
 import detectron2
+import numpy as np
 import pytest
 from clq import compat
 
@@ -65,3 +66,35 @@ def test_missing_detectron2_names_the_fix(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"make \.venv"):
         compat.apply()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Stands in for a module of Detectron2: imported from this content, with its name for numpy put right."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def module(name, content):
+        (tmp_path / f"{name}.py").write_text(f"import numpy as np\n{content}\n")
+        monkeypatch.setattr(compat, "_MODULES_WITH_OLD_NAMES", (name,))
+        compat.restore_numpy_names()
+        return importlib.import_module(name)
+
+    yield module
+    for name in ("old_names", "new_names"):
+        sys.modules.pop(name, None)
+
+
+def test_removed_names_of_numpy_are_pythons_own_types(module):
+    old = module("old_names", "def zeros():\n    return np.zeros(2, dtype=np.int), np.asarray(['a'], np.str)")
+    numbers, letters = old.zeros()
+    assert numbers.dtype.kind == "i" and letters.dtype.kind == "U"
+    assert old.np.float64 is np.float64 and old.np.linalg is np.linalg  # all else is numpy's
+    assert "int" not in vars(np) and "str" not in vars(np)  # which stays as it is, for everybody else
+    first = old.np
+    compat.restore_numpy_names()
+    assert old.np is first
+
+
+def test_a_module_without_them_is_left_alone(module):
+    new = module("new_names", "def zeros():\n    return np.zeros(2, dtype=int), np.int64(1), np.float32(1)")
+    assert new.np is np

@@ -35,6 +35,17 @@ def test_training_learns_and_reports(trained):
     assert f"{last['bbox/AP']:.4f}" == results.split(",")[0]
 
 
+def test_the_log_counts_the_objects_of_each_class(tiny, trained):
+    """Detectron2's table, for the training set and for the test set."""
+    log = re.sub(r"\x1b\[\d+m", "", (trained / "log.txt").read_text())
+    tables = re.findall(r"Distribution of instances among all 2 categories:\n((?:\|.*\n)+)", log)
+    for table, name in zip(tables, ("shapes_train", "shapes_val"), strict=True):
+        content = json.loads((Path(tiny).parent / f"{name}.json").read_text())
+        ids = [a["category_id"] for a in content["annotations"]]
+        counts = {key: int(value) for key, value in re.findall(r"(\w+) +\| (\d+)", table)}
+        assert counts == {"blue": ids.count(3), "red": ids.count(7), "total": len(ids)}
+
+
 def test_learning_rate_is_scaled_to_the_batch_and_logged(trained):
     # The config: BASE_LR 0.004 for 8 images, 4 in a batch.
     assert "Learning rate 0.002 = SOLVER.BASE_LR 0.004 x 4 images a batch / 8" in (trained / "log.txt").read_text()

@@ -17,6 +17,19 @@ def test_the_zoo_is_what_configs_and_results_say(run):
     assert run("tools/zoo.py", "--check") == 0
 
 
+def test_every_published_figure_has_its_source(script):
+    zoo = script("tools/zoo.py")
+    rows = {line.split("]")[0][3:]: line for line in zoo.coco_table().splitlines()[2:]}
+    for name, (ap, table) in zoo.PAPER.items():
+        assert f"| {ap} ({table}) |" in rows[name]
+    for name, ap in zoo.AUTHORS.items():
+        repository, commit = zoo.SOURCES[name.split("/")[0]]
+        assert rows[name].endswith(f"| {ap} |")
+        assert f"https://github.com/{repository}/blob/{commit}/README.md" in zoo.make_header()
+    others = [row for name, row in rows.items() if name not in (*zoo.PAPER, *zoo.AUTHORS)]
+    assert others and all(row.endswith("| – | – |") for row in others)
+
+
 @pytest.fixture
 def study(tmp_path, script):
     """The section that tools/zoo.py makes of a record; its path is in ``study.path``."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write MODEL_ZOO.md: every config with what its paper reports, and every result recorded in docs/results.
+"""Write MODEL_ZOO.md: every config with what was published of it, and every result recorded in docs/results.
 
 tools/zoo.py            rewrites MODEL_ZOO.md
 tools/zoo.py --check    exit status 2 where it is not what the configs and results say
@@ -21,16 +21,48 @@ from clq.evaluation.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "MODEL_ZOO.md"
-# AP on COCO test-dev as the CLQ paper gives it; for its ablation (1x) as in its Tables 2 and 3.
+# AP as the CLQ paper gives it, and the table it is in.
 PAPER = {
-    "CLQ/clq_R_50_FPN_1x": 41.6,
-    "CLQ/clq_R_50_FPN_2x_ms": 44.2,
-    "CLQ/clq_R_101_FPN_2x_ms": 46.2,
-    "CLQ/clq_X_101_64x4d_FPN_2x_ms": 47.8,
-    "ATSS/atss_R_50_FPN_1x": 39.4,
-    "ablations/atss_clq_R_50_FPN_1x": 40.6,
-    "ablations/clq_wo_align_R_50_FPN_1x": 40.4,
-    "ablations/clq_wo_lqe_R_50_FPN_1x": 39.9,
+    "CLQ/clq_R_50_FPN_1x": (41.6, "Table 2"),
+    "CLQ/clq_R_50_FPN_2x_ms": (44.2, "Table 4, test-dev"),
+    "CLQ/clq_R_101_FPN_2x_ms": (46.2, "Table 4, test-dev"),
+    "CLQ/clq_X_101_64x4d_FPN_2x_ms": (47.8, "Table 4, test-dev"),
+    "ATSS/atss_R_50_FPN_1x": (39.4, "Table 3"),
+    "ablations/atss_qfl_R_50_FPN_1x": (39.8, "Table 3"),
+    "ablations/atss_lqe_R_50_FPN_1x": (40.2, "Table 3"),
+    "ablations/atss_clq_R_50_FPN_1x": (40.6, "Table 3"),
+    "ablations/clq_wo_align_R_50_FPN_1x": (40.4, "Table 2"),
+    "ablations/clq_wo_lqe_R_50_FPN_1x": (39.9, "Table 2"),
+}
+# AP on COCO test-dev of the models that each method's authors released, from the README of their repository.
+AUTHORS = {
+    "ATSS/atss_R_50_FPN_1x": 39.3,
+    "ATSS/atss_R_101_FPN_2x_ms": 43.6,
+    "ATSS/atss_X_101_64x4d_FPN_2x_ms": 45.6,
+    "GFL/gfl_R_50_FPN_1x": 40.3,
+    "GFL/gfl_R_50_FPN_2x_ms": 43.1,
+    "GFL/gfl_R_101_FPN_2x_ms": 45.0,
+    "GFLV2/gflv2_R_50_FPN_1x": 41.1,
+    "GFLV2/gflv2_R_50_FPN_2x_ms": 44.4,
+    "GFLV2/gflv2_R_101_FPN_2x_ms": 46.0,
+    "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": 48.2,
+    "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": 49.0,
+    "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": 50.5,
+    "TOOD/tood_R_50_FPN_1x": 42.7,
+    "TOOD/tood_R_101_FPN_2x_ms": 46.7,
+    "TOOD/tood_X_101_64x4d_FPN_2x_ms": 48.5,
+    "VFNET/vfnet_R_50_FPN_1x": 41.6,
+    "VFNET/vfnet_R_50_FPN_2x_ms": 44.8,
+    "VFNET/vfnet_R_101_FPN_2x_ms": 46.7,
+    "VFNET/vfnet_X_101_64x4d_FPN_2x_ms": 48.5,
+}
+# The README of each folder's authors and the commit it was read at.
+SOURCES = {
+    "ATSS": ("sfzhang15/ATSS", "0f66e2812e4fcbb267fa2cf0aab012ee3ec981ac"),
+    "GFL": ("implus/GFocal", "c44d6da61fd8bce08ccc8d7d55587c3e955abb6b"),
+    "GFLV2": ("implus/GFocalV2", "bfcc2b9fbbcad714cff59dacc8fb1111ce381cda"),
+    "TOOD": ("fcjian/TOOD", "080a16acc2b66109cc116f47a08940a2a5cbbe42"),
+    "VFNET": ("hyz-xmaster/VarifocalNet", "03059ef85af4d45b7bcfa32a51c8daa50e579443"),
 }
 HEADER = """# Model zoo
 
@@ -38,16 +70,44 @@ Made by `tools/zoo.py` from `configs/` and `docs/results/`. No checkpoint is pub
 
 ## COCO
 
-**None of these has been trained here**: COCO was not at hand. AP is what the CLQ paper reports for this configuration;
-a dash where the config is of another paper or of none.
+**None of these has been trained here**: COCO was not available. All AP in this table was published by others.
+
+- *CLQ paper*: what the [CLQ paper](https://arxiv.org/abs/2309.13269) reports; Tables 2 and 3 are its ablations.
+- *authors, test-dev*: what a method's own authors report on test-dev of the models they released, in the README of {}.
+  These stand in for the figures of the CLQ paper's Table 4, which could not be looked up here and may differ: GFLv2's
+  authors say that the models they released are from new trainings (their paper's ResNet-101 has 46.2). ATSS's authors
+  draw the short side from 640 to 800 at 2x.
+- A dash: no figure was found. ATSS's and TOOD's authors list no ResNet-50 at 2x, GFL's and GFLv2's no ResNeXt-101-64x4d
+  (GFL's ResNeXt-101-32x4d: 46.0).
+
+ResNeXt-101-64x4d starts from `torchvision://resnext101_64x4d` here, a training of torchvision's newer recipe. Models of
+MMDetection, where the code of VFNet, TOOD and CLQ comes from, start from OpenMMLab's own file, `resnext101_64x4d`, so
+their AP may not be reached exactly with ours. Inputs are normalised alike. To start from that file, give its address as
+`MODEL.WEIGHTS`, or its path once it is downloaded:
+
+```
+python train_net.py --config-file configs/VFNET/vfnet_X_101_64x4d_FPN_2x_ms.yaml \\
+    MODEL.WEIGHTS https://download.openmmlab.com/pretrain/third_party/resnext101_64x4d-ee2c6f71.pth
+```
 
 """
 
 
+def make_header() -> str:
+    links = [f"[{name}](https://github.com/{name}/blob/{commit}/README.md)" for name, commit in SOURCES.values()]
+    return HEADER.format(", ".join(links[:-1]) + " and " + links[-1])
+
+
+def published(name: str) -> list[str]:
+    """The two cells of AP that others published for a config."""
+    paper = "{} ({})".format(*PAPER[name]) if name in PAPER else "–"
+    return [paper, str(AUTHORS.get(name, "–"))]
+
+
 def coco_table() -> str:
-    for name in PAPER:
+    for name in (*PAPER, *AUTHORS):
         if not (ROOT / "configs" / f"{name}.yaml").is_file():
-            raise UserError(f"configs/{name}.yaml: no such file, though tools/zoo.py has the paper's figure for it.")
+            raise UserError(f"configs/{name}.yaml: no such file, though tools/zoo.py has a published figure for it.")
     lines = []
     for path in sorted(ROOT.glob("configs/*/*.yaml")):
         name = str(path.relative_to(ROOT / "configs").with_suffix(""))
@@ -60,10 +120,11 @@ def coco_table() -> str:
                 f"[{name}](configs/{name}.yaml)",
                 f"{cfg.SOLVER.MAX_ITER // 1000}k x {cfg.SOLVER.IMS_PER_BATCH}",
                 "–".join(map(str, sizes)),
-                str(PAPER.get(name, "–")),
+                *published(name),
             ]
         )
-    return markdown_table(["config", "iterations x images", "short side", "the paper's AP"], lines)
+    header = ["config", "iterations x images", "short side", "CLQ paper", "authors, test-dev"]
+    return markdown_table(header, lines)
 
 
 def study(path: Path) -> str:
@@ -94,7 +155,7 @@ def make_zoo() -> str:
         "Mean ± standard deviation over seeds. AR at the most detections an image that count; score-IoU: Spearman's "
         "rank correlation of final score and IoU over all detections.\n"
     )
-    return "\n".join([HEADER + coco_table(), *studies, footnote])
+    return "\n".join([make_header() + coco_table(), *studies, footnote])
 
 
 def main(argv=None) -> int:

@@ -71,6 +71,32 @@ def test_a_file_of_a_body_starts_a_training(wrapped, tmp_path):
     assert not body.res4[0].conv2_offset[0].weight.any()
 
 
+def test_openmmlabs_resnext_is_the_body_of_our_configs():
+    """At full size, on the meta device: open-mmlab://resnext101_64x4d, which published figures start from."""
+    theirs = resnet_shapes((3, 4, 23, 3), 64, 256, 4, 64)
+    with torch.device("meta"):
+        ours = build_backbone(clq.setup_cfg(str(CONFIGS / "CLQ/clq_X_101_64x4d_FPN_2x_ms.yaml"))).bottom_up
+        converted = torchvision_to_detectron2({key: torch.empty(shape) for key, shape in theirs.items()})
+    assert {k: v.shape for k, v in converted.items()} == {BODY + k: v.shape for k, v in ours.state_dict().items()}
+
+
+def test_openmmlabs_file_of_a_resnext_starts_a_training(tmp_path):
+    """As MODEL.WEIGHTS: a state dict under its own name, with a classifier; 4 of the 64 groups, and narrow."""
+    torch.manual_seed(0)
+    shapes = resnet_shapes((3, 4, 23, 3), width=4, groups=4)
+    weights = random_weights({**shapes, "fc.weight": (10, 128), "fc.bias": (10,)})
+    path = tmp_path / "resnext101_64x4d-ee2c6f71.pth"
+    torch.save(weights, path)
+    r = "MODEL.RESNETS."
+    narrow = [r + "NUM_GROUPS", 4, r + "STEM_OUT_CHANNELS", 8, r + "RES2_OUT_CHANNELS", 16]
+    model = build_small("CLQ/clq_X_101_64x4d_FPN_2x_ms.yaml", *narrow)
+    Checkpointer(model).load(str(path), checkpointables=[])
+    body = model.backbone.bottom_up
+    assert torch.equal(body.stem.conv1.norm.running_var, weights["bn1.running_var"])
+    assert torch.equal(body.res4[22].conv2.weight, weights["layer3.22.conv2.weight"])
+    assert torch.equal(body.res5[0].shortcut.norm.running_mean, weights["layer4.0.downsample.1.running_mean"])
+
+
 class Original:
     """Computes layers of MMDetection from a block's weights with its names."""
 

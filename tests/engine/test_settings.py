@@ -3,6 +3,8 @@ import pytest
 from clq.engine import settings
 from clq.errors import UserError
 
+WEIGHTED = "WeightedTrainingSampler", "WeightedCategoryTrainingSampler"
+
 
 def config(*opts):
     return clq.setup_cfg(None, ["MODEL.META_ARCHITECTURE", "CLQ", "MODEL.DEVICE", "cpu", *opts])
@@ -16,6 +18,54 @@ def test_detectron2s_own_choices_pass():
     ):
         settings.check_model(config(*opts))
         settings.check_training(config(*opts))
+
+
+@pytest.mark.parametrize(
+    "weighted, known",
+    [
+        (None, []),
+        (lambda cfg: None, ["WeightedTrainingSampler"]),
+        (lambda cfg, enable_category_balance=False: None, list(WEIGHTED)),
+    ],
+)
+def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeypatch):
+    """0.6; main, at first with one that weighs data sets, later with one that balances classes too."""
+    if weighted is None:
+        monkeypatch.delattr(settings.loader, "_build_weighted_sampler", raising=False)
+    else:
+        monkeypatch.setattr(settings.loader, "_build_weighted_sampler", weighted, raising=False)
+    for name in WEIGHTED:
+        cfg = config("DATALOADER.SAMPLER_TRAIN", name)
+        assert ("TRAIN_REPEAT_FACTOR" in cfg.DATASETS) == (weighted is not None)
+        if name in known:
+            settings.check_training(cfg)
+        else:
+            with pytest.raises(UserError, match=f"SAMPLER_TRAIN {name}: not one of TrainingSampler, .*"):
+                settings.check_training(cfg)
+
+
+@pytest.mark.parametrize(
+    "entry, good",
+    [(["a", 2.5], True), (["a", 2], True), (["b", 2.5], False), (["a", 0], False), (["a"], False), ("ab", False)],
+)
+def test_repeat_factors_are_of_training_sets(entry, good, monkeypatch):
+    monkeypatch.setattr(settings.loader, "_build_weighted_sampler", lambda cfg: None, raising=False)
+    cfg = config("DATASETS.TRAIN", ["a"], "DATASETS.TRAIN_REPEAT_FACTOR", [entry])
+    if good:
+        settings.check_training(cfg)
+    else:
+        with pytest.raises(UserError, match=r"TRAIN_REPEAT_FACTOR .*: each entry is \[a name in DATASETS.TRAIN, "):
+            settings.check_training(cfg)
+
+
+@pytest.mark.parametrize("ratio, good", [(0.5, True), (1.0, True), (0.0, False), (1.5, False)])
+def test_a_subset_is_a_part(ratio, good):
+    cfg = config("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler", "DATALOADER.RANDOM_SUBSET_RATIO", ratio)
+    if good:
+        settings.check_training(cfg)
+    else:
+        with pytest.raises(UserError, match=f"RANDOM_SUBSET_RATIO {ratio}: must be above 0"):
+            settings.check_training(cfg)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import logging
 import clq
 import pytest
 import torch
+from clq.engine import trainer
 from clq.engine.precision import AutocastTrainer, build_step
 from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
@@ -106,6 +107,49 @@ def test_adamw_steps_as_torchs_plain_one_does_on_channels_last_weights():
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert (plain[0].weight - start).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("devices, fused", [(["cuda", "cpu"], True), (["cuda"], False), (None, False)])
+def test_adamw_is_fused_only_where_torch_has_the_kernels(devices, fused, monkeypatch):
+    """On CPUs: with torch 2.4 or later; with a torch without the list, on CUDA alone."""
+    name = "_get_fused_kernels_supported_devices"
+    if devices is None:
+        monkeypatch.delattr(trainer._foreach_utils, name)
+    else:
+        monkeypatch.setattr(trainer._foreach_utils, name, lambda: devices)
+    model = Squares()
+    optimizer = Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "AdamW"), model)
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    run(build_step(config(), model, batches(), optimizer))
+
+
+def test_all_devices_of_a_model_need_fused_kernels(monkeypatch):
+    model = Squares()
+    model.norm.to("meta")
+    monkeypatch.setattr(trainer._foreach_utils, "_get_fused_kernels_supported_devices", lambda: ["cpu"])
+    assert not trainer.has_fused_kernels(model)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_training_goes_on_where_fused_kernels_are_not_what_they_were(fused):
+    """The state is the other kind's; whether the kernels are used stays what this torch can do."""
+    kinds = {
+        kind: build_step(config(), (model := Squares()), batches(), torch.optim.AdamW(model.parameters(), fused=kind))
+        for kind in (True, False)
+    }
+    for step in kinds.values():
+        run(step, 2)
+    ours = Trainer.__new__(Trainer)  # the step is all that is looked at
+    ours._trainer, ours._hooks, ours.cfg = kinds[fused], [], config("SOLVER.OPTIMIZER", "AdamW")
+    for group in (g for step in kinds.values() for g in step.optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    theirs = kinds[not fused]
+    ours.load_state_dict({"iteration": 1, "_trainer": theirs.state_dict()})
+    assert {group["fused"] for group in ours._trainer.optimizer.param_groups} == {fused}
+    for step in kinds.values():
+        run(step)
+    for p, q in zip(ours._trainer.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

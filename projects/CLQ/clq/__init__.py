@@ -7,7 +7,7 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
     with warnings.catch_warnings():
         # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-        from clq import compat  # noqa: F401  (first: it lets Detectron2 import)
+        from clq import compat  # first: it lets Detectron2 import
         from clq.config import add_clq_config, setup_cfg
         from clq.engine.convert import convert_mmdet
         from clq.errors import UserError
@@ -19,6 +19,8 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         from clq.modeling.matcher import match_atss
         from clq.modeling.mobile import build_shufflenet_pan_backbone
         from clq.modeling.scoring import LogScore, joint_score
+
+        compat.restore_numpy_names()
 
 __all__ = [
     "CLQ",

@@ -1,13 +1,22 @@
-"""Lets Detectron2 0.6 import without its compiled ops and with Pillow >= 10. The only monkey-patching in the tree.
+"""Lets Detectron2 0.6 run without its compiled ops and with today's Pillow and numpy. All monkey-patching is here.
 
-A full Detectron2 (0.6 or main, with ``detectron2._C``) is left exactly as it is.
+A Detectron2 that needs none of it (main, with ``detectron2._C``) is left exactly as it is.
 """
 
+import builtins
+import importlib
 import importlib.util
+import inspect
+import re
 import sys
 import types
 
+import numpy as np
 import PIL.Image
+
+# Modules of Detectron2 that CLQ's commands run and that, in 0.6, call Python's own types np.int, np.str and np.bool.
+_MODULES_WITH_OLD_NAMES = "detectron2.data.build", "detectron2.data.datasets.pascal_voc", "detectron2.structures.masks"
+_OLD_NAME = re.compile(r"\bnp\.(int|float|bool|str|object|complex)\b")
 
 
 class _MissingOps(types.ModuleType):
@@ -48,6 +57,31 @@ def apply() -> None:
         PIL.Image.LINEAR = PIL.Image.BILINEAR
     if "detectron2._C" not in sys.modules and importlib.util.find_spec("detectron2._C") is None:
         sys.modules["detectron2._C"] = _MissingOps("detectron2._C")
+
+
+def restore_numpy_names() -> None:
+    """Lets the modules of Detectron2 0.6 that still write ``np.int`` run with numpy >= 1.24; idempotent.
+
+    numpy removed these second names of Python's own types (of which 2.0 gave ``np.bool`` to a type of its own).
+    Detectron2's loader takes the AttributeError for a data set without class names, and leaves the number of objects
+    of each class out of the log. Only the name ``np`` of these modules is replaced, and only where the module uses a
+    name that the installed numpy lacks; numpy itself stays as it is.
+    """
+    for name in _MODULES_WITH_OLD_NAMES:
+        module = importlib.import_module(name)
+        try:
+            source = inspect.getsource(module)
+        except OSError:  # installed without it
+            continue
+        missing = {old for old in _OLD_NAME.findall(source) if old not in vars(module.np)}
+        if missing:
+            module.np = _numpy_with(missing)
+
+
+def _numpy_with(old_names: set[str]) -> types.ModuleType:
+    module = types.ModuleType(np.__name__, np.__doc__)
+    vars(module).update(vars(np), **{name: getattr(builtins, name) for name in old_names})
+    return module
 
 
 apply()

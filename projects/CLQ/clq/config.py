@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build as loader
 
 from clq.data.datasets import register_coco_json
 from clq.errors import UserError
@@ -121,6 +122,11 @@ def _add_model(cfg: CfgNode) -> None:
 def _add_training(cfg: CfgNode) -> None:
     # Data sets of your own, registered by name for every script: [{name: ..., json: ..., images: ...}]
     cfg.DATASETS.COCO_JSON = []
+    # Two keys that Detectron2's samplers read and its defaults lack. The second is of main's Weighted*TrainingSampler:
+    # [name, factor] pairs, each of a training set that is drawn from more or less often than the others (1).
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)
+    if hasattr(loader, "_build_weighted_sampler"):
+        cfg.DATASETS.TRAIN_REPEAT_FACTOR = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", [])
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD | AdamW
     # Images a batch that BASE_LR is meant for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH. 0: BASE_LR.
     cfg.SOLVER.REFERENCE_BATCH = 16

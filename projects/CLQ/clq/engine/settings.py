@@ -1,8 +1,10 @@
 """Detectron2's own config keys, checked before it would end in a traceback over them."""
 
+import inspect
 import os
 
 from detectron2.config import CfgNode
+from detectron2.data import build as loader
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
@@ -50,7 +52,7 @@ def check_training(cfg: CfgNode) -> None:
     """
     schedules = _SCHEDULES + (_NEWER_SCHEDULES if "NUM_DECAYS" in cfg.SOLVER else ())
     _one_of("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, schedules)
-    _one_of("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS)
+    _check_sampler(cfg)
     batch = cfg.SOLVER.IMS_PER_BATCH
     workers = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     if batch < 1 or batch % workers:
@@ -60,6 +62,28 @@ def check_training(cfg: CfgNode) -> None:
     _check_accumulate(cfg, batch // workers)
     if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise UserError(f"SOLVER.EMA.DECAY {cfg.SOLVER.EMA.DECAY}: must be at least 0 and below 1.")
+
+
+def _check_sampler(cfg: CfgNode) -> None:
+    _one_of("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, (*_SAMPLERS, *_newer_samplers()))
+    ratio, factors = cfg.DATALOADER.RANDOM_SUBSET_RATIO, cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", [])
+    if not 0 < ratio <= 1:
+        raise UserError(f"DATALOADER.RANDOM_SUBSET_RATIO {ratio}: must be above 0 and at most 1.")
+    for entry in factors:
+        name, factor = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
+        if name not in cfg.DATASETS.TRAIN or not isinstance(factor, (int, float)) or not factor > 0:
+            raise UserError(
+                f"DATASETS.TRAIN_REPEAT_FACTOR {entry}: each entry is [a name in DATASETS.TRAIN, a number above 0]."
+            )
+
+
+def _newer_samplers() -> tuple[str, ...]:
+    """Those of Detectron2 main, which weigh data sets by ``DATASETS.TRAIN_REPEAT_FACTOR``, where it is installed."""
+    weighted = getattr(loader, "_build_weighted_sampler", None)
+    if weighted is None:
+        return ()
+    balanced = "enable_category_balance" in inspect.signature(weighted).parameters  # added later
+    return ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")[: 1 + balanced]
 
 
 def _check_accumulate(cfg: CfgNode, batch: int) -> None:

@@ -15,6 +15,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.utils import _foreach_utils
 
 from clq import compat
 from clq.data.mapper import build_test_mapper, build_train_mapper
@@ -128,6 +129,9 @@ class Trainer(DefaultTrainer):
         if step is None:
             raise UserError("--resume: the checkpoint has no optimizer's state; start anew from it as MODEL.WEIGHTS.")
         self._check_resumable(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups)
+        for theirs, ours in zip(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups, strict=True):
+            if "fused" in ours:  # of the machine, not of the training: it may go on where there are no fused kernels
+                theirs["fused"] = ours["fused"]
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(step)
 
@@ -153,7 +157,7 @@ class Trainer(DefaultTrainer):
         lr, s = learning_rate(cfg), cfg.SOLVER
         kinds = {
             "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
-            "AdamW": (torch.optim.AdamW, {"fused": True}),  # one pass over the weights, not ten
+            "AdamW": (torch.optim.AdamW, {"fused": has_fused_kernels(model)}),  # one pass over the weights, not ten
         }
         if s.OPTIMIZER not in kinds:
             raise UserError(f"SOLVER.OPTIMIZER: {s.OPTIMIZER} is not one of {', '.join(kinds)}.")
@@ -192,6 +196,16 @@ class Trainer(DefaultTrainer):
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+def has_fused_kernels(model: nn.Module) -> bool:
+    """Whether the installed torch has fused optimizers for all devices that the model's parameters are on.
+
+    Fused kernels came to CUDA first and to CPUs with torch 2.4. There is no public list of these devices; where torch
+    has no private one either, CUDA alone counts.
+    """
+    devices = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", lambda: ["cuda"])()
+    return all(p.device.type in devices for p in model.parameters())
 
 
 def learning_rate(cfg: CfgNode) -> float:
