@@ -1,17 +1,12 @@
-"""Augmentations keep boxes on their objects; the mapper drops what is cut to a sliver."""
+"""From records to the model's input: the keys that augment, the boxes that are kept, the letterbox."""
 
 import numpy as np
 import pytest
 import torch
 from clq.config import setup_cfg
-from clq.data.mapper import (
-    QuarterTurns,
-    RandomColor,
-    RandomZoomCrop,
-    build_augmentations,
-    build_test_mapper,
-    build_train_mapper,
-)
+from clq.data.colors import RandomColor, RandomFloatColor
+from clq.data.mapper import build_augmentations, build_test_augmentations, build_test_mapper, build_train_mapper
+from clq.data.transforms import Letterbox, RandomZoomCrop, ResizedWindow
 from clq.errors import UserError
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
@@ -19,6 +14,7 @@ from PIL import Image
 from pycocotools import mask
 
 BOX = (60, 30, 110, 50)  # XYXY, in an image of 160 x 120 (width x height)
+LETTERBOX = ["MODEL.META_ARCHITECTURE", "CLQ", "INPUT.LETTERBOX.ENABLED", True, "INPUT.LETTERBOX.SIZE", [80, 80]]
 
 
 def painted():
@@ -27,81 +23,11 @@ def painted():
     return image
 
 
-def config(**aug):
-    opts = ["INPUT.MIN_SIZE_TRAIN", "(0,)", "INPUT.FORMAT", "RGB"]
+def config(*opts, flip="none", **aug):
+    opts = ["INPUT.MIN_SIZE_TRAIN", "(0,)", "INPUT.FORMAT", "RGB", "INPUT.RANDOM_FLIP", flip, *opts]
     for key, value in aug.items():
         opts += [f"INPUT.AUG.{key}", str(value)]
     return setup_cfg(None, opts)
-
-
-@pytest.mark.parametrize(
-    "aug",
-    [
-        {"ROTATE90": True},
-        {"FLIP_VERTICAL": True},
-        {"SCALE": [0.5, 2.0]},
-        {"CROP": [90, 100]},
-        {"CROP": [200, 100]},  # cut across, padded below
-        {"SCALE": [0.5, 2.0], "CROP": [100, 100]},
-        {"SCALE": [0.5, 2.0], "CROP": [100, 130], "ROTATE90": True, "FLIP_VERTICAL": True},
-    ],
-    ids=str,
-)
-def test_the_box_still_bounds_the_painted_pixels(aug):
-    augmentation = T.AugmentationList(build_augmentations(config(**aug)))
-    np.random.seed(0)
-    seen = 0
-    for _ in range(60):
-        data = T.AugInput(painted(), boxes=np.array([BOX], dtype=float))
-        augmentation(data)
-        height, width = data.image.shape[:2]
-        box = np.clip(data.boxes[0], 0, [width, height, width, height])
-        rows, columns = np.nonzero(data.image[..., 0] > 160)  # the padding is 128
-        if len(rows) == 0:
-            assert min(box[2] - box[0], box[3] - box[1]) < 2  # nothing of it is left
-            continue
-        seen += 1
-        bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert np.abs(box - bounds).max() <= 1.0  # interpolation blurs an edge by up to the zoom's half pixel
-    assert seen >= 30
-
-
-def test_crops_have_the_size_asked_for_and_zoom_stays_in_its_range():
-    np.random.seed(0)
-    crop = RandomZoomCrop((0.5, 2.0), (100, 130))
-    zooms = []
-    for _ in range(200):
-        transform = crop.get_transform(painted())
-        assert transform.apply_image(painted()).shape == (100, 130, 3)
-        corners = transform.apply_box(np.array([BOX], dtype=float))[0]
-        zooms.append((corners[2] - corners[0]) / 50)
-    assert 0.49 <= min(zooms) < 0.6 and 1.7 < max(zooms) <= 2.02
-    assert abs(np.log(zooms).mean()) < 0.1  # as often smaller as larger
-
-
-@pytest.mark.parametrize("k", range(4))
-def test_quarter_turns_move_points_with_pixels(k):
-    image = np.zeros((3, 5), np.uint8)
-    image[0, 4] = 1  # its centre is the point (4.5, 0.5)
-    turn = QuarterTurns(k, 3, 5)
-    x, y = turn.apply_coords(np.array([[4.5, 0.5]]))[0]
-    turned = turn.apply_image(image)
-    assert turned.shape == ((3, 5) if k % 2 == 0 else (5, 3))
-    assert turned[int(y), int(x)] == 1
-
-
-def test_colour_equals_detectron2s_three_transforms(monkeypatch):
-    image = np.random.default_rng(0).integers(80, 170, (12, 15, 3), dtype=np.uint8)  # stays clear of 0 and 255
-    b, c, s = 1.1, 0.8, 1.2
-    monkeypatch.setattr(np.random, "uniform", lambda *_: np.array([b, c, s]))
-    ours = RandomColor(0.2, "RGB").get_transform(image).apply_image(image)
-    bgr = RandomColor(0.2, "BGR").get_transform(image[..., ::-1]).apply_image(np.ascontiguousarray(image[..., ::-1]))
-    theirs = image.astype(float)
-    for augmentation, factor in [(T.RandomBrightness, b), (T.RandomContrast, c), (T.RandomSaturation, s)]:
-        monkeypatch.setattr(np.random, "uniform", lambda *_, factor=factor: factor)
-        theirs = augmentation(0, 0).get_transform(theirs).apply_image(theirs)
-    assert np.abs(ours - theirs).max() <= 1  # rounding to whole values
-    assert np.array_equal(bgr[..., ::-1], ours)
 
 
 def record(tmp_path, boxes, **extra):
@@ -112,16 +38,56 @@ def record(tmp_path, boxes, **extra):
     return {"file_name": str(tmp_path / "a.png"), "height": 120, "width": 160, "annotations": annotations}
 
 
-def test_mapper_drops_slivers_and_keeps_classes_with_boxes(tmp_path, monkeypatch):
-    monkeypatch.setattr("clq.data.mapper._window", lambda length, zoom, size, position: (50, 50, 50))
-    boxes = [(0, 60, 20, 80), (20, 60, 59, 80), (30, 60, 70, 80), (60, 60, 80, 80), (46, 46, 54, 54)]
-    mapper = build_train_mapper(config(CROP=[50, 50], SCALE=[1.0, 1.0]))
-    mapper.augmentations.augs.pop(1)  # Detectron2's flip
-    instances = mapper(record(tmp_path, boxes))["instances"]  # the window is 50-100 both ways
-    # gone: outside; 9 of 39 columns, 0.23. kept: half; whole; a corner of exactly a quarter.
-    assert instances.gt_classes.tolist() == [2, 3, 4]
-    assert instances.gt_boxes.tensor.tolist() == [[0, 10, 20, 30], [10, 10, 30, 30], [0, 0, 4, 4]]
+def cut_at_50(monkeypatch):
+    """Makes RandomZoomCrop keep the window 50-100 both ways."""
+    window = ResizedWindow(120, 160, 120, 160, 50, 50, 50, 50)
+    monkeypatch.setattr(RandomZoomCrop, "get_transform", lambda self, image: window)
+
+
+BOXES = [(0, 60, 20, 80), (20, 60, 59, 80), (30, 60, 70, 80), (60, 60, 80, 80), (46, 46, 54, 54)]
+
+
+@pytest.mark.parametrize(
+    "min_visible, kept",
+    [
+        (0.25, [2, 3, 4]),  # gone: outside; 9 of 39 columns, 0.23. Kept: half; whole; a corner of exactly a quarter.
+        (0.26, [2, 3]),
+        (1.0, [3]),
+        (0.0, [1, 2, 3, 4]),
+    ],
+)
+def test_mapper_drops_slivers_and_keeps_classes_with_boxes(tmp_path, monkeypatch, min_visible, kept):
+    cut_at_50(monkeypatch)
+    inside = [None, [0, 10, 9, 30], [0, 10, 20, 30], [10, 10, 30, 30], [0, 0, 4, 4]]
+    mapper = build_train_mapper(config(CROP=[50, 50], MIN_VISIBLE=min_visible))
+    instances = mapper(record(tmp_path, BOXES))["instances"]
+    assert instances.gt_classes.tolist() == kept
+    assert instances.gt_boxes.tensor.tolist() == [inside[i] for i in kept]
     assert instances.gt_boxes.tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("short_side", [0, 37, 1333])
+def test_without_augmentation_all_boxes_with_an_area_in_the_image_are_kept(tmp_path, short_side):
+    """However little of a box lies in the image; resizing changes nothing, whatever MIN_VISIBLE is."""
+    boxes = [(150, -500, 900, 700), (159, 119, 300, 300), (0, 0, 160, 120), (5, 5, 5, 9), (200, 10, 300, 20)]
+    cfg = config(MIN_VISIBLE=1.0)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (short_side,), 10000
+    data = build_train_mapper(cfg)(record(tmp_path, boxes))
+    assert data["instances"].gt_classes.tolist() == [0, 1, 2]
+    height, width = data["image"].shape[1:]
+    first = torch.tensor([150, 0, 160, 120]) * torch.tensor([width / 160, height / 120]).repeat(2)
+    assert torch.allclose(data["instances"].gt_boxes.tensor[0], first)
+
+
+def test_what_a_box_has_outside_its_image_does_not_count_against_it(tmp_path, monkeypatch):
+    """By hand: the image ends at row 120, the window at row and column 100."""
+    cut_at_50(monkeypatch)
+    boxes = [(90, 110, 130, 500), (95, 95, 105, 5000), (90, 90, 100, 130)]
+    # In the image: 40 x 10, 10 x 25, 10 x 30. In the window: none, 5 x 5 (0.1), 10 x 10 (0.33).
+    mapper = build_train_mapper(config(CROP=[50, 50], MIN_VISIBLE=0.3))
+    assert mapper(record(tmp_path, boxes))["instances"].gt_classes.tolist() == [2]
+    mapper = build_train_mapper(config(CROP=[50, 50], MIN_VISIBLE=0.1))
+    assert mapper(record(tmp_path, boxes))["instances"].gt_classes.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("boxes, extra", [([], {}), ([BOX], {"iscrowd": 1}), ([(5, 5, 5, 9)], {})])
@@ -131,12 +97,33 @@ def test_images_without_a_usable_box_are_ordinary_input(tmp_path, boxes, extra):
     assert len(data["instances"]) == 0 and data["instances"].gt_boxes.tensor.shape == (0, 4)
 
 
-def test_without_augmentation_the_image_is_detectron2s_own(tmp_path):
-    cfg = config()
-    cfg.INPUT.RANDOM_FLIP = "none"
-    data = build_train_mapper(cfg)(record(tmp_path, [BOX]))
+def test_without_zoom_and_crop_image_and_boxes_are_detectron2s_own(tmp_path):
+    data = build_train_mapper(config())(record(tmp_path, [BOX]))
     assert np.array_equal(data["image"].permute(1, 2, 0).numpy(), painted())
     assert data["instances"].gt_boxes.tensor.tolist() == [list(map(float, BOX))]
+    cfg = config("INPUT.CROP.ENABLED", True, flip="horizontal")
+    assert [type(a) for a in build_augmentations(cfg)] == [T.RandomCrop, T.ResizeShortestEdge, T.RandomFlip]
+
+
+def test_zoom_and_crop_take_the_place_of_the_resizing():
+    """Before it, what only selects and mirrors pixels; after it, quarter turns; colours on the fewest pixels."""
+    every = {"CROP": [50, 60], "SCALE": [0.6, 1.4], "ROTATE90": True, "COLOR": 0.2, "BRIGHTNESS": 0.2}
+    augmentations = build_augmentations(config("INPUT.CROP.ENABLED", True, flip="horizontal", **every))
+    names = [type(a).__name__ for a in augmentations]
+    own = ["RandomZoomCrop", "RandomQuarterTurns", "RandomColor", "RandomFloatColor"]
+    assert names == ["RandomCrop", "RandomFlip", *own]
+    (zoom,) = build_augmentations(config(SCALE=[0.6, 1.4], SCALE_SAMPLING="uniform", SCALE_PROB=0.5))
+    assert (zoom.zoom.scale, zoom.zoom.sampling, zoom.zoom.prob, zoom.size) == ((0.6, 1.4), "uniform", 0.5, None)
+
+
+def test_padding_is_right_and_below_on_mirrored_images_too(tmp_path):
+    mapper, seen = build_train_mapper(config(CROP=[150, 200], flip="horizontal")), set()
+    np.random.seed(0)
+    for _ in range(8):
+        data = mapper(record(tmp_path, [BOX]))
+        assert (data["image"][:, 120:] == 128).all() and (data["image"][:, :, 160:] == 128).all()
+        seen.add(tuple(data["instances"].gt_boxes.tensor[0].tolist()))
+    assert seen == {BOX, (50, 30, 100, 50)}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +132,17 @@ def test_without_augmentation_the_image_is_detectron2s_own(tmp_path):
         ({"COLOR": 1.5}, "COLOR 1.5: must be within 0"),
         ({"SCALE": [2.0, 0.5]}, r"SCALE \[2.0, 0.5\]: must be \[least, greatest\]"),
         ({"SCALE": [0.0, 1.0]}, r"SCALE .* both above 0"),
+        ({"SCALE_SAMPLING": "linear"}, "SCALE_SAMPLING linear: must be log or uniform"),
+        ({"SCALE_PROB": 1.5}, "SCALE_PROB 1.5: must be within 0 and 1"),
+        ({"SHIFT_PROB": -0.5}, "SHIFT_PROB -0.5: must be within 0 and 1"),
+        ({"SHIFT": 0.2}, r"SHIFT 0\.2: needs INPUT\.LETTERBOX\.ENABLED True"),
         ({"CROP": [100]}, r"CROP \[100\]: must be \[height, width\]"),
         ({"CROP": [100, 0.5]}, r"CROP .* must be \[height, width\] in pixels"),
+        ({"MIN_VISIBLE": 1.1}, "MIN_VISIBLE 1.1: must be within 0 and 1"),
+        ({"BRIGHTNESS": -0.1}, r"BRIGHTNESS -0.1: must be within 0 \(off\) and 1"),
+        ({"CONTRAST": [1.0]}, r"CONTRAST \[1\.0\]: must be \[least, greatest\] factor"),
+        ({"SATURATION": [-0.5, 1.0]}, r"SATURATION .* none below 0"),
+        ({"COLOR_PROB": 2.0}, "COLOR_PROB 2.0: must be within 0 and 1"),
     ],
 )
 def test_values_out_of_range(aug, message):
@@ -154,26 +150,80 @@ def test_values_out_of_range(aug, message):
         build_augmentations(config(**aug))
 
 
-def test_colour_needs_three_channels():
-    cfg = config(COLOR=0.3)
+@pytest.mark.parametrize("aug", [{"COLOR": 0.3}, {"SATURATION": [0.5, 1.2]}], ids=str)
+def test_colour_needs_three_channels(aug):
+    cfg = config(**aug)
     cfg.INPUT.FORMAT = "L"
-    with pytest.raises(UserError, match=r"needs INPUT\.FORMAT RGB or BGR"):
+    with pytest.raises(UserError, match=r"needs INPUT\.FORMAT RGB or BGR; set it to .* for L"):
         build_augmentations(cfg)
+    cfg = config(BRIGHTNESS=0.2, CONTRAST=[0.6, 1.4])
+    cfg.INPUT.FORMAT = "L"
+    assert build_augmentations(cfg)
 
 
-def test_masks_go_with_their_boxes(tmp_path):
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["INPUT.LETTERBOX.SIZE", [320]], r"LETTERBOX\.SIZE \[320\]: must be \[height, width\] in pixels"),
+        (["INPUT.LETTERBOX.SIZE", [320, 0]], r"LETTERBOX\.SIZE \[320, 0\]: must be"),
+        (["INPUT.LETTERBOX.SIZE", [320.5, 320]], r"LETTERBOX\.SIZE \[320\.5, 320\]: must be"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], r"LETTERBOX\.ENABLED True: RetinaNet models do not read it"),
+        (["TEST.AUG.ENABLED", True], r"does not go with TEST\.AUG\.ENABLED; unset one of the two"),
+        (["INPUT.CROP.ENABLED", True], r"does not go with INPUT\.CROP\.ENABLED"),
+        (["INPUT.AUG.CROP", [80, 80]], r"does not go with INPUT\.AUG\.CROP"),
+        (["INPUT.AUG.ROTATE90", True], r"does not go with INPUT\.AUG\.ROTATE90"),
+        (["INPUT.AUG.FLIP_VERTICAL", True], r"does not go with INPUT\.AUG\.FLIP_VERTICAL"),
+        (["INPUT.RANDOM_FLIP", "vertical"], r"does not go with INPUT\.RANDOM_FLIP vertical"),
+        (["INPUT.AUG.SHIFT", 0.6], r"INPUT\.AUG\.SHIFT 0\.6: must be within 0 \(off\) and 0\.5"),
+    ],
+)
+def test_what_a_letterbox_refuses(opts, message):
+    with pytest.raises(UserError, match=message):
+        build_augmentations(config(*LETTERBOX, *opts))
+
+
+def test_a_letterbox_replaces_the_resizing_in_training_and_test():
+    cfg = config(*LETTERBOX, "INPUT.MIN_SIZE_TEST", 800, SCALE=[0.6, 1.4], SHIFT=0.2, BRIGHTNESS=0.2, COLOR=0.1)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    letterbox, *colors = build_augmentations(cfg)
+    assert [type(c) for c in colors] == [RandomColor, RandomFloatColor]
+    assert (letterbox.size, letterbox.zoom.scale) == ((80, 80), (0.6, 1.4))
+    assert (letterbox.flip_prob, letterbox.shift, letterbox.shift_prob) == (0.5, 0.2, 1.0)
+    (test,) = build_test_augmentations(cfg)
+    assert type(test) is Letterbox
+    assert (test.zoom.scale, test.flip_prob, test.shift) == ((1.0, 1.0), 0.0, 0.0)
+
+
+def test_a_letterboxed_record_has_the_way_back(tmp_path):
+    cfg = config(*LETTERBOX)
+    data = build_test_mapper(cfg)(record(tmp_path, [BOX]))
+    assert data["image"].shape == (3, 80, 80) and (data["height"], data["width"]) == (120, 160)
+    assert data["input_from_image"].tolist() == [[0.5, 0, 0], [0, 0.5, 10], [0, 0, 1]]
+    assert data["input_from_image"].dtype == torch.float64
+    data = build_train_mapper(cfg)(record(tmp_path, [BOX]))
+    assert data["instances"].gt_boxes.tensor.tolist() == [[30, 25, 55, 35]]
+    assert data["instances"].image_size == (80, 80)
+    cfg.INPUT.LETTERBOX.ENABLED = False
+    assert "input_from_image" not in build_test_mapper(cfg)(record(tmp_path, [BOX]))
+
+
+def test_colours_of_real_numbers_reach_the_model_borders_included(tmp_path):
+    data = build_train_mapper(config(*LETTERBOX, BRIGHTNESS=0.2, COLOR_PROB=1.0))(record(tmp_path, [BOX]))
+    assert data["image"].dtype == torch.float32
+    black, white = data["image"][0, 0, 0], data["image"][0, 30, 40]
+    assert 0 < abs(black) <= 51 and white - black == pytest.approx(255, abs=1e-3)
+
+
+def test_masks_go_with_their_boxes(tmp_path, monkeypatch):
     """Upside down or not; of two objects the one of which a sliver is inside goes, mask and all."""
-    Image.fromarray(painted()).save(tmp_path / "a.png")
-    cfg = config(FLIP_VERTICAL=True)
-    cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON = "none", True
+    cfg = config("MODEL.MASK_ON", True, FLIP_VERTICAL=True)
     triangle = {"bbox": BOX, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
     triangle["segmentation"] = [[60, 30, 110, 30, 60, 50]]
-    outside = {**triangle, "bbox": (159.9, 0, 300, 20), "segmentation": [[159.9, 0, 300, 0, 300, 20]]}
-    record = {"file_name": str(tmp_path / "a.png"), "height": 120, "width": 160, "annotations": [outside, triangle]}
     mapper, seen = build_train_mapper(cfg), set()
+    image = {**record(tmp_path, []), "annotations": [triangle]}
     np.random.seed(0)
     for _ in range(8):
-        found = mapper(record)["instances"]
+        found = mapper(image)["instances"]
         assert len(found) == len(found.gt_masks) == 1
         (polygon,) = found.gt_masks.polygons[0]
         flipped = polygon.tolist() == [60, 90, 110, 90, 60, 70]
@@ -181,18 +231,26 @@ def test_masks_go_with_their_boxes(tmp_path):
         assert found.gt_boxes.tensor.tolist() == [[60, 70, 110, 90] if flipped else [60, 30, 110, 50]]
         seen.add(flipped)
     assert len(seen) == 2
-    assert not mapper({**record, "annotations": []})["instances"].has("gt_masks")
+    assert not mapper({**image, "annotations": []})["instances"].has("gt_masks")
     run_length = mask.encode(np.asfortranarray(painted()[..., 0] // 255))
     with pytest.raises(UserError, match=r"a\.png with INPUT\.MASK_FORMAT polygon: Detectron2 refuses"):
-        mapper({**record, "annotations": [{**triangle, "segmentation": run_length}]})
+        mapper({**image, "annotations": [{**triangle, "segmentation": run_length}]})
+
+    cut_at_50(monkeypatch)
+    sliver = {**triangle, "bbox": (99, 60, 150, 80), "segmentation": [[99, 60, 150, 60, 99, 80]]}
+    whole = {**triangle, "bbox": (60, 60, 80, 80), "segmentation": [[60, 60, 80, 60, 60, 80]]}
+    mapper = build_train_mapper(config("MODEL.MASK_ON", True, CROP=[50, 50]))
+    found = mapper({**image, "annotations": [sliver, whole]})["instances"]
+    assert [p.tolist() for (p,) in found.gt_masks.polygons] == [[10, 10, 30, 10, 10, 30]]
     del triangle["segmentation"]
     with pytest.raises(UserError, match=r"image .*a\.png: has an object without a segmentation, which MODEL\.MASK_ON"):
-        mapper({**record, "annotations": [triangle]})
+        mapper(image)
 
 
-def test_images_of_which_nothing_would_be_left_are_named(tmp_path):
+@pytest.mark.parametrize("aug", [{}, {"SCALE": [0.5, 0.6]}], ids=str)
+def test_images_of_which_nothing_would_be_left_are_named(tmp_path, aug):
     Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "thin.png")
-    cfg = config()
+    cfg = config(**aug)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (800,), 800
     thin = {"file_name": str(tmp_path / "thin.png"), "height": 1, "width": 3000, "annotations": []}
     for mapper in (build_train_mapper(cfg), build_test_mapper(cfg)):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head import Predictions
-from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.postprocess import DetectionSelector, moved_to_image
 from clq.modeling.scoring import ScoreRule
+from detectron2.structures import Boxes, Instances
 from torch import tensor
 
 ATSS, CLQ, NONE = ScoreRule(1.0, joint=False), ScoreRule(0.3, joint=True), ScoreRule()
@@ -200,3 +201,41 @@ def test_nothing_above_the_threshold():
         assert found.has("cls_scores") == (quality is not None)
     assert len(select(NONE, *one_level([-80.0, -60.0]), score_thresh=0.0)) == 2
     assert len(select(NONE, *one_level([6.0, 9.3]), score_thresh=0.9999)) == 1  # 0.9975, 0.99991
+
+
+def in_input(boxes, size):
+    found = Instances(size)
+    found.pred_boxes = Boxes(tensor(boxes, dtype=torch.float32))
+    found.scores = torch.arange(len(boxes)) / 10
+    return found
+
+
+HALVED = [[0.5, 0, 0], [0, 0.5, 10], [0, 0, 1]]  # of 160 x 120 into 80 x 80, with 10 rows of black above and below
+
+
+@pytest.mark.parametrize(
+    "matrix, boxes, expected, kept",
+    [
+        (HALVED, [[30, 25, 55, 35]], [[60, 30, 110, 50]], [0]),
+        # Cut off at the image, the second too; the third lies in the black rows and goes.
+        (HALVED, [[-1, 5, 90, 75], [10, 60, 20, 80], [10, 0, 20, 9]], [[0, 0, 160, 120], [20, 100, 40, 120]], [0, 1]),
+        ([[-1.0, 0, 100], [0, 1, -5], [0, 0, 1]], [[0, 25, 40, 45]], [[60, 30, 100, 50]], [0]),  # mirrored
+        # A quarter turn and twice as large: (x, y) to (2 y, 2 x + 10).
+        ([[0.0, 2, 0], [2, 0, 10], [0, 0, 1]], [[20, 30, 40, 70]], [[10, 10, 30, 20]], [0]),
+    ],
+)
+def test_boxes_go_back_to_the_image_through_the_inverse_matrix(matrix, boxes, expected, kept):
+    batched_input = {"input_from_image": tensor(matrix, dtype=torch.float64), "height": 120, "width": 160}
+    moved = moved_to_image(in_input(boxes, (80, 80)), batched_input)
+    assert moved.image_size == (120, 160)
+    assert moved.pred_boxes.tensor.dtype == torch.float32
+    assert torch.allclose(moved.pred_boxes.tensor, tensor(expected, dtype=torch.float32), atol=1e-5)
+    assert moved.scores.tolist() == pytest.approx([i / 10 for i in kept])
+
+
+def test_without_a_matrix_boxes_are_scaled_as_a_whole():
+    boxes = [[10.0, 20, 30, 90], [0, 0, 0, 5]]
+    moved = moved_to_image(in_input(boxes, (80, 100)), {"height": 160, "width": 50})
+    assert moved.image_size == (160, 50) and moved.pred_boxes.tensor.tolist() == [[5, 40, 15, 160]]
+    stay = moved_to_image(in_input(boxes, (80, 100)), {})
+    assert stay.image_size == (80, 100) and stay.pred_boxes.tensor.tolist() == [[10, 20, 30, 80]]

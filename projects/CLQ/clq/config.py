@@ -142,12 +142,31 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.TEST.AMP.ENABLED = False
     cfg.TEST.AMP.DTYPE = "auto"
 
+    # The image as large as fits into SIZE, in the middle of a black frame, in training and test of a CLQ. It takes the
+    # place of MIN_SIZE_TRAIN, MIN_SIZE_TEST and what goes with them.
+    cfg.INPUT.LETTERBOX = CfgNode()
+    cfg.INPUT.LETTERBOX.ENABLED = False
+    cfg.INPUT.LETTERBOX.SIZE = [320, 320]  # height, width
+
     aug = cfg.INPUT.AUG = CfgNode()  # on top of Detectron2's resizing, INPUT.CROP and INPUT.RANDOM_FLIP
-    aug.COLOR = 0.0  # brightness, contrast and saturation each scaled by a factor within 1 -+ this
-    aug.SCALE = [1.0, 1.0]  # zoom drawn from this range (log-uniform), before the crop
+    aug.SCALE = [1.0, 1.0]  # A zoom factor is drawn from this range, before the crop or the letterbox.
+    aug.SCALE_SAMPLING = "log"  # log (halving is as likely as doubling) | uniform (NanoDet)
+    aug.SCALE_PROB = 1.0  # probability of a zoom (NanoDet: 0.5)
     aug.CROP = []  # [height, width] cut at random from the zoomed image, padded where it is smaller; empty: all of it
+    # The image's centre moves by up to this share of width and height (NanoDet: 0.2). Only INPUT.LETTERBOX reads it.
+    aug.SHIFT = 0.0
+    aug.SHIFT_PROB = 1.0  # probability of such a shift (NanoDet: 0.5)
     aug.ROTATE90 = False  # a random quarter turn: for images without an up, such as aerial ones
     aug.FLIP_VERTICAL = False
+    # Boxes of which augmentation leaves a smaller share are dropped. 0 keeps every box that has an area (NanoDet).
+    aug.MIN_VISIBLE = 0.25
+    aug.COLOR = 0.0  # brightness, contrast and saturation each scaled by a factor within 1 -+ this
+    # NanoDet's colours, each changed with the probability COLOR_PROB, in this order and after COLOR. The values are
+    # real numbers from then on and are not cut off at 0 and 255; borders and padding change with the image.
+    aug.BRIGHTNESS = 0.0  # A number within -+ this share of 255 is added to all channels (NanoDet: 0.2).
+    aug.CONTRAST = [1.0, 1.0]  # All values are multiplied by a factor from this range (NanoDet: [0.6, 1.4]).
+    aug.SATURATION = [1.0, 1.0]  # The saturation (S of HSV) is multiplied by one from this (NanoDet: [0.5, 1.2]).
+    aug.COLOR_PROB = 0.5
 
 
 def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import (
@@ -15,120 +15,45 @@ from detectron2.data.detection_utils import (
     transform_instance_annotations,
 )
 from detectron2.structures import Boxes, BoxMode, Instances
-from fvcore.transforms.transform import CropTransform, PadTransform, Transform, TransformList
+from fvcore.transforms.transform import TransformList
 
+from clq.data.colors import RandomColor, RandomFloatColor
 from clq.data.images import read_image
-from clq.data.tiling import MIN_VISIBLE, visible_fraction
+from clq.data.tiling import visible_fraction
+from clq.data.transforms import Letterbox, RandomQuarterTurns, RandomZoomCrop, Warp, Zoom
 from clq.errors import UserError, blamed_on
-
-
-class RandomZoomCrop(T.Augmentation):
-    """Zooms by a random factor and keeps a random window of fixed size, padded right and below where it is larger.
-
-    Only the window is resized, so the cost is the output's, whatever the factor. Unlike Detectron2's ``ResizeScale``
-    the factor is relative to the image, and log-uniform: halving is as likely as doubling.
-    """
-
-    PAD_VALUE = 128  # grey, as Detectron2's FixedSizeCrop
-
-    def __init__(self, scale: tuple[float, float], size: tuple[int, int] | None):
-        """Takes plain values.
-
-        Args:
-            scale: least and greatest zoom factor.
-            size: (height, width) of the output in pixels; None keeps the whole zoomed image.
-        """
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> TransformList:
-        height, width = image.shape[:2]
-        zoom = np.exp(self._rand_range(*np.log(self.scale)))
-        tall, wide = self.size or (round(height * zoom), round(width * zoom))
-        y, h, new_h = _window(height, zoom, tall, self._rand_range())
-        x, w, new_w = _window(width, zoom, wide, self._rand_range())
-        return TransformList(
-            [
-                CropTransform(x, y, w, h, width, height),
-                T.ResizeTransform(h, w, new_h, new_w),
-                PadTransform(0, 0, wide - new_w, tall - new_h, new_w, new_h, self.PAD_VALUE),
-            ]
-        )
-
-
-def _window(length: int, zoom: float, size: int, position: float) -> tuple[int, int, int]:
-    """One axis of a zoomed crop: its start and length in the image, and its length in the output (at most ``size``)."""
-    kept = max(1, round(size / zoom))
-    if kept >= length:
-        return 0, length, max(1, min(size, round(length * zoom)))
-    return round(position * (length - kept)), kept, size
-
-
-class QuarterTurns(Transform):
-    """Turns by ``k`` quarters counter-clockwise: exact, where Detectron2's rotation interpolates and needs OpenCV."""
-
-    def __init__(self, k: int, height: int, width: int):
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return np.rot90(img, self.k)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        x, y = coords[:, 0], coords[:, 1]
-        turned = [(x, y), (y, self.width - x), (self.width - x, self.height - y), (self.height - y, x)]
-        return np.stack(turned[self.k % 4], axis=1)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return np.rot90(segmentation, self.k)
-
-
-class RandomQuarterTurns(T.Augmentation):
-    """0, 1, 2 or 3 quarter turns, equally likely."""
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        return QuarterTurns(np.random.randint(4), *image.shape[:2])
-
-
-class RandomColor(T.Augmentation):
-    """Brightness, contrast and saturation, each scaled by a random factor within 1 -+ ``strength``.
-
-    The product of Detectron2's three transforms (gray values about 0, the image's mean, and each pixel's own gray) is
-    one affine map of the channels, which Pillow applies in one pass: without rounding in between, and several times
-    faster, so that two loader processes keep up with training.
-    """
-
-    GRAY_OF_RGB = (0.299, 0.587, 0.114)  # ITU-R 601, as Detectron2's RandomSaturation
-
-    def __init__(self, strength: float, channels: str):
-        """Takes plain values.
-
-        Args:
-            strength: 0 to 1.
-            channels: order of the channels, "RGB" or "BGR".
-        """
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        b, c, s = np.random.uniform(1 - self.strength, 1 + self.strength, 3)
-        gray = np.array([self.GRAY_OF_RGB["RGB".index(channel)] for channel in self.channels])
-        linear = b * c * (s * np.eye(3) + (1 - s) * gray)  # each row: one output channel from the three
-        offset = np.full((3, 1), b * (1 - c) * image.mean())
-        matrix = tuple(np.hstack([linear, offset]).ravel())
-        return T.PILColorTransform(lambda pil: pil.convert("RGB", matrix))  # "RGB" here: three channels, in any order
 
 
 class BoxMapper(DatasetMapper):
     """Detectron2's mapper for boxes, and masks if ``MODEL.MASK_ON``, with :func:`~clq.data.images.read_image`.
 
-    In training it also drops boxes that augmentation cut to a sliver (``MIN_VISIBLE``); Detectron2 drops a box only
-    when nothing of it is left. All boxes of an image are transformed at once: one by one they cost more than the pixels
-    where an image holds dozens.
+    In training it also drops boxes that augmentation cut to a sliver; Detectron2 drops a box only when nothing of it is
+    left. All boxes of an image are transformed at once: one by one they cost more than the pixels where an image holds
+    dozens.
     """
 
+    @configurable
+    def __init__(self, is_train: bool, *, min_visible: float, **kwargs):
+        """Takes plain values.
+
+        Args:
+            is_train: whether annotations are wanted.
+            min_visible: boxes of which augmentation leaves a smaller share are dropped. What a box has outside its
+                image before augmentation does not count.
+            kwargs: see :class:`DatasetMapper`.
+        """
+        super().__init__(is_train, **kwargs)
+        self.min_visible = min_visible
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        return {**super().from_config(cfg, is_train), "min_visible": cfg.INPUT.AUG.MIN_VISIBLE}
+
     def __call__(self, dataset_dict: dict) -> dict:
-        """The model's input: ``image`` (3, H, W) uint8, in training ``instances``, and the record's other entries.
+        """The model's input: ``image`` (3, H, W), in training ``instances``, and the record's other entries.
+
+        The image is uint8, or float32 on the same scale where an augmentation makes real numbers of its colours. In
+        testing there is what :func:`matrix_entry` gives, too.
 
         Raises:
             UserError: the image cannot be read, is not of the size that its data set says, or nothing is left of it at
@@ -143,23 +68,31 @@ class BoxMapper(DatasetMapper):
         data = T.AugInput(image)
         try:
             transforms = self.augmentations(data)
-        except ValueError as e:  # Pillow's, about a height or width of 0
+        except ValueError as e:  # about a height or width of 0
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise UserError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
         if not self.is_train:
             record.pop("annotations", None)
+            record.update(matrix_entry(transforms))
         elif "annotations" in record:
-            self._transform_annotations(record, transforms, data.image.shape[:2])
+            self._transform_annotations(record, transforms, image.shape[:2], data.image.shape[:2])
         return record
 
-    def _transform_annotations(self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]):
+    def _transform_annotations(
+        self,
+        dataset_dict: dict,
+        transforms: TransformList,
+        source_shape: tuple[int, int],
+        image_shape: tuple[int, int],
+    ) -> None:
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = transforms.apply_box(np.array(boxes, dtype=float).reshape(-1, 4))
+        boxes = np.array(boxes, dtype=float).reshape(-1, 4).clip(0, [*source_shape[::-1], *source_shape[::-1]])
+        boxes = transforms.apply_box(boxes)
         height, width = image_shape
         boxes, visible = visible_fraction(boxes, (0, 0, width, height))
-        kept = visible >= MIN_VISIBLE
+        kept = visible >= self.min_visible - 1e-6  # resizing alone may move a border out of the image, by rounding
         instances = Instances(image_shape)
         instances.gt_boxes = Boxes(boxes[kept])
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)[kept]
@@ -177,40 +110,132 @@ class BoxMapper(DatasetMapper):
             return annotations_to_instances(moved, image_shape, self.instance_mask_format).gt_masks
 
 
-def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Detectron2's own crop, resizing and flip, then what ``INPUT.AUG`` adds: zoom and crop, turns, flip, colour.
+def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
+    """The entry of a model's input by which boxes find back to the image; none where that is scaled as a whole.
 
-    Colour comes last, on the fewest pixels.
+    Returns:
+        ``input_from_image``: (3, 3) float64, from (x, y, 1) in the image to (x, y, 1) in the network's input.
+    """
+    warp = next((t for t in transforms.transforms if isinstance(t, Warp)), None)
+    return {} if warp is None else {"input_from_image": torch.from_numpy(warp.matrix)}
+
+
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Training's: all that move pixels, from the original ones in one interpolation, then the colours.
+
+    Without ``INPUT.AUG.SCALE``, ``INPUT.AUG.CROP`` and ``INPUT.LETTERBOX`` the interpolation is Detectron2's own.
 
     Raises:
-        UserError: a value of ``INPUT.AUG`` out of range.
+        UserError: a value of ``INPUT`` out of range, or of ``INPUT.LETTERBOX`` that does not go with another key.
     """
+    check_letterbox(cfg)
     aug = cfg.INPUT.AUG
-    _check(aug, cfg.INPUT.FORMAT)
+    _check_geometry(aug)
+    _check_colors(aug, cfg.INPUT.FORMAT)
+    augmentations = [_build_letterbox(cfg)] if cfg.INPUT.LETTERBOX.ENABLED else _build_resizing(cfg)
+    if aug.COLOR:
+        augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
+    if aug.BRIGHTNESS or tuple(aug.CONTRAST) != (1, 1) or tuple(aug.SATURATION) != (1, 1):
+        limits = aug.BRIGHTNESS, tuple(aug.CONTRAST), tuple(aug.SATURATION)
+        augmentations.append(RandomFloatColor(*limits, aug.COLOR_PROB, cfg.INPUT.FORMAT))
+    return augmentations
+
+
+def _build_zoom(aug: CfgNode) -> Zoom:
+    return Zoom(tuple(aug.SCALE), aug.SCALE_SAMPLING, aug.SCALE_PROB)
+
+
+def _build_letterbox(cfg: CfgNode) -> Letterbox:
+    aug, flip_prob = cfg.INPUT.AUG, 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
+    return Letterbox(tuple(cfg.INPUT.LETTERBOX.SIZE), _build_zoom(aug), flip_prob, aug.SHIFT, aug.SHIFT_PROB)
+
+
+def _build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
+    aug = cfg.INPUT.AUG
     with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
-        augmentations = build_augmentation(cfg, is_train=True)
-        if cfg.INPUT.CROP.ENABLED:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        resize, *flip = build_augmentation(cfg, is_train=True)
+        crop = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)] if cfg.INPUT.CROP.ENABLED else []
     if aug.CROP or tuple(aug.SCALE) != (1, 1):
-        augmentations.append(RandomZoomCrop(tuple(aug.SCALE), tuple(aug.CROP) or None))
+        zoom = RandomZoomCrop(resize, _build_zoom(aug), tuple(aug.CROP) or None)
+        augmentations = [*crop, *flip, zoom]  # the flip first: the padding stays right and below
+    else:
+        augmentations = [*crop, resize, *flip]
     if aug.ROTATE90:
         augmentations.append(RandomQuarterTurns())
     if aug.FLIP_VERTICAL:
         augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
-    if aug.COLOR:
-        augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
     return augmentations
 
 
-def _check(aug: CfgNode, image_format: str) -> None:
-    if not 0 <= aug.COLOR <= 1:
-        raise UserError(f"INPUT.AUG.COLOR {aug.COLOR}: must be within 0 (off) and 1.")
-    if aug.COLOR and image_format not in ("RGB", "BGR"):
-        raise UserError(f"INPUT.AUG.COLOR {aug.COLOR}: needs INPUT.FORMAT RGB or BGR; set it to 0 for {image_format}.")
+def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The test's, of evaluation and prediction: Detectron2's resizing, or the letterbox.
+
+    Raises:
+        UserError: see :func:`check_letterbox`.
+    """
+    check_letterbox(cfg)
+    if cfg.INPUT.LETTERBOX.ENABLED:
+        return [Letterbox(tuple(cfg.INPUT.LETTERBOX.SIZE))]
+    return build_augmentation(cfg, is_train=False)
+
+
+def check_letterbox(cfg: CfgNode) -> None:
+    """Checks ``INPUT.LETTERBOX``.
+
+    Raises:
+        UserError: it is enabled, and its size is none, or another key does not go with it.
+    """
+    box, i = cfg.INPUT.LETTERBOX, cfg.INPUT
+    if not box.ENABLED:
+        if i.AUG.SHIFT:
+            raise UserError(f"INPUT.AUG.SHIFT {i.AUG.SHIFT}: needs INPUT.LETTERBOX.ENABLED True; set it to 0.0.")
+        return
+    if len(box.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in box.SIZE):
+        raise UserError(f"INPUT.LETTERBOX.SIZE {list(box.SIZE)}: must be [height, width] in pixels.")
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if kind != "CLQ":  # their own forward takes boxes back by scaling alone
+        raise UserError(f"INPUT.LETTERBOX.ENABLED True: {kind} models do not read it; set it to False.")
+    others = {
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+        "INPUT.CROP.ENABLED": i.CROP.ENABLED,
+        "INPUT.AUG.CROP": len(i.AUG.CROP) > 0,
+        "INPUT.AUG.ROTATE90": i.AUG.ROTATE90,
+        "INPUT.AUG.FLIP_VERTICAL": i.AUG.FLIP_VERTICAL,
+        "INPUT.RANDOM_FLIP vertical": i.RANDOM_FLIP == "vertical",
+    }
+    if clash := [key for key, is_set in others.items() if is_set]:
+        raise UserError(f"INPUT.LETTERBOX.ENABLED True: does not go with {clash[0]}; unset one of the two.")
+
+
+def _check_geometry(aug: CfgNode) -> None:
     if len(aug.SCALE) != 2 or not 0 < aug.SCALE[0] <= aug.SCALE[1]:
         raise UserError(f"INPUT.AUG.SCALE {list(aug.SCALE)}: must be [least, greatest] zoom, both above 0.")
+    if aug.SCALE_SAMPLING not in ("log", "uniform"):
+        raise UserError(f"INPUT.AUG.SCALE_SAMPLING {aug.SCALE_SAMPLING}: must be log or uniform.")
     if len(aug.CROP) not in (0, 2) or any(not isinstance(side, int) or side < 1 for side in aug.CROP):
         raise UserError(f"INPUT.AUG.CROP {list(aug.CROP)}: must be [height, width] in pixels, or [] for none.")
+    if not 0 <= aug.SHIFT <= 0.5:
+        raise UserError(f"INPUT.AUG.SHIFT {aug.SHIFT}: must be within 0 (off) and 0.5.")
+    for key in ("SCALE_PROB", "SHIFT_PROB", "MIN_VISIBLE"):
+        if not 0 <= aug[key] <= 1:
+            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 and 1.")
+
+
+def _check_colors(aug: CfgNode, image_format: str) -> None:
+    for key in ("COLOR", "BRIGHTNESS"):
+        if not 0 <= aug[key] <= 1:
+            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 (off) and 1.")
+    for key in ("CONTRAST", "SATURATION"):
+        if len(aug[key]) != 2 or not 0 <= aug[key][0] <= aug[key][1]:
+            raise UserError(f"INPUT.AUG.{key} {list(aug[key])}: must be [least, greatest] factor, none below 0.")
+    if not 0 <= aug.COLOR_PROB <= 1:
+        raise UserError(f"INPUT.AUG.COLOR_PROB {aug.COLOR_PROB}: must be within 0 and 1.")
+    for key, off in (("COLOR", 0), ("SATURATION", [1.0, 1.0])):
+        if aug[key] != off and image_format not in ("RGB", "BGR"):
+            value = list(aug[key]) if key == "SATURATION" else aug[key]
+            raise UserError(
+                f"INPUT.AUG.{key} {value}: needs INPUT.FORMAT RGB or BGR; set it to {off} for {image_format}."
+            )
 
 
 def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
@@ -219,5 +244,5 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
 
 
 def build_test_mapper(cfg: CfgNode) -> DatasetMapper:
-    """The mapper for ``build_detection_test_loader``: reads and resizes."""
-    return BoxMapper(cfg, is_train=False)
+    """The mapper for ``build_detection_test_loader``: reads, and resizes or letterboxes."""
+    return BoxMapper(cfg, is_train=False, augmentations=build_test_augmentations(cfg))

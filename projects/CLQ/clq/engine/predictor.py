@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from fvcore.transforms.transform import TransformList
 
 from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
+from clq.data.mapper import build_test_augmentations, matrix_entry
 from clq.engine.checkpoint import Checkpointer
 from clq.engine.precision import inference_autocast
 from clq.engine.settings import check_model
@@ -55,7 +56,7 @@ class Predictor:
         self.model = made_fast(model)
         self.autocast = inference_autocast(cfg)
         self.input_format = cfg.INPUT.FORMAT
-        self.augmentations = AugmentationList(utils.build_augmentation(cfg, is_train=False))
+        self.augmentations = AugmentationList(build_test_augmentations(cfg))
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
@@ -71,9 +72,11 @@ class Predictor:
             UserError: the image is so thin that nothing is left of it at the size that ``INPUT`` asks for.
         """
         height, width = image.shape[:2]
-        tensor = torch.as_tensor(np.ascontiguousarray(self.resize(image).transpose(2, 0, 1)))
+        resized, transforms = self._transformed(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         with self.autocast:
-            return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+            record = {"image": tensor, "height": height, "width": width, **matrix_entry(transforms)}
+            return self.model([record])[0]["instances"].to("cpu")
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """The image (H, W, 3) at the size that ``INPUT`` asks for.
@@ -81,13 +84,16 @@ class Predictor:
         Raises:
             UserError: nothing would be left of it.
         """
+        return self._transformed(image)[0]
+
+    def _transformed(self, image: np.ndarray) -> tuple[np.ndarray, TransformList]:
         resized = AugInput(image)
         try:
-            self.augmentations(resized)
+            transforms = self.augmentations(resized)
         except ValueError as e:  # Pillow's, about a height or width of 0
             height, width = image.shape[:2]
             raise UserError(f"{width} x {height} pixels: too thin for the size that INPUT asks for.") from e
-        return resized.image
+        return resized.image, transforms
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:

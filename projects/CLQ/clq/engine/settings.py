@@ -8,6 +8,7 @@ from detectron2.data import build as loader
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
+from clq.data.mapper import check_letterbox
 from clq.engine.precision import autocast_dtype
 from clq.errors import UserError
 from clq.modeling.test_time_augmentation import check_augmentation
@@ -38,6 +39,7 @@ def check_model(cfg: CfgNode) -> None:
     if "resnet" in body:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
     check_augmentation(cfg)
+    check_letterbox(cfg)
     autocast_dtype(cfg, "TEST")
     for key in ("COMPILE", "CHECKPOINT_BACKBONE"):
         if cfg.MODEL.CLQ[key] and cfg.MODEL.META_ARCHITECTURE != "CLQ":

@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from clq.errors import UserError, blamed_on
 from clq.modeling.criterion import DetectionLoss
 from clq.modeling.head import Predictions
 from clq.modeling.matcher import ATSSMatcher, sent
-from clq.modeling.postprocess import DetectionSelector
+from clq.modeling.postprocess import DetectionSelector, moved_to_image
 from clq.modeling.ranges import check_ranges
 from clq.modeling.recompute import recompute_stages, recomputed
 from clq.modeling.rows import (
@@ -130,11 +129,7 @@ class CLQ(DenseDetector):
         if not self.training:
             predictions = self.predict(images.tensor)
             found = self.forward_inference(images, predictions.cls_logits, predictions)
-            sizes = [
-                (x.get("height", h), x.get("width", w))
-                for x, (h, w) in zip(batched_inputs, images.image_sizes, strict=True)
-            ]
-            return [{"instances": detector_postprocess(x, *size)} for x, size in zip(found, sizes, strict=True)]
+            return [{"instances": moved_to_image(*pair)} for pair in zip(found, batched_inputs, strict=True)]
         assert "instances" in batched_inputs[0], "Instance annotations are missing in training!"
         # Before the network runs: a copy to a GPU waits for what is queued there.
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]

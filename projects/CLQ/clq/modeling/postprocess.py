@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.layers import batched_nms
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -101,3 +102,26 @@ class DetectionSelector:
         best = score.new_zeros(num_locations).scatter_reduce_(0, location, score, "amax")
         chosen = best.argsort(descending=True, stable=True)[: self.topk_candidates]
         return keep[torch.zeros_like(best, dtype=torch.bool).index_fill_(0, chosen, True)[location[keep]]]
+
+
+def moved_to_image(found: Instances, batched_input: dict) -> Instances:
+    """Detections of the network's input in pixels of the image, clipped to it, without those that have no area there.
+
+    Args:
+        found: detections of the input, on which they have their ``image_size``; may be changed.
+        batched_input: of the same image, as the model gets it. With ``input_from_image``, the (3, 3) matrix from the
+            image's pixels to the input's, boxes go back through its inverse (the hull of the four corners) and
+            ``height`` and ``width`` must be there. Without, they are scaled to ``height`` and ``width``, as in
+            Detectron2; where these are missing, they stay.
+    """
+    if "input_from_image" not in batched_input:
+        height, width = found.image_size
+        return detector_postprocess(found, batched_input.get("height", height), batched_input.get("width", width))
+    size = batched_input["height"], batched_input["width"]
+    boxes = found.pred_boxes.tensor
+    inverse = torch.linalg.inv(batched_input["input_from_image"].double().cpu()).to(boxes.device)
+    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2).double() @ inverse[:2, :2].T + inverse[:2, 2]
+    moved = Instances(size, **found.get_fields())
+    moved.pred_boxes = Boxes(torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1).to(boxes.dtype))
+    moved.pred_boxes.clip(size)
+    return moved[moved.pred_boxes.nonempty()]
