@@ -1,5 +1,12 @@
 """Configs as MMDetection writes them into its checkpoints, put together from what its published ones have."""
 
+import functools
+
+import clq
+from clq.engine.mmdet_config import check_settings, head_of, read_config
+from clq.engine.mmdet_test_settings import selection_keys
+from mmdet_models import CONFIGS
+
 _ANCHORS = (
     "anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, "
     "strides=[8, 16, 32, 64, 128])"
@@ -74,3 +81,42 @@ def config_text(kind, classes=80, version="2.x"):
     if version == "3.x":
         text = text.replace("backbone=dict(", _PREPROCESSOR, 1)
     return text + _DATA[version]
+
+
+AS_PUBLISHED = {
+    "MODEL.CLQ.SCORE_THRESH": 0.05,
+    "MODEL.CLQ.NMS_THRESH": 0.6,
+    "MODEL.CLQ.TOPK_CANDIDATES": 1000,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+}
+OURS = {
+    "ATSSHead": "ATSS/mmdet_atss_R_50_FPN_1x.yaml",
+    "GFLHead": "GFL/mmdet_gfl_R_50_FPN_1x.yaml",
+    "GFocalHead": "GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml",
+    "CLQ_Head_align_iou_pred": "CLQ/mmdet_clq_R_101_FPN_2x_ms.yaml",
+    "VFNetHead": "VFNET/mmdet_vfnet_R_50_FPN_1x.yaml",
+    "TOODHead": "TOOD/mmdet_tood_R_50_FPN_1x.yaml",
+}
+
+
+@functools.cache
+def our_config(kind):
+    return clq.setup_cfg(str(CONFIGS / OURS[kind]), ["MODEL.DEVICE", "cpu"])
+
+
+def check(text):
+    """Our keys of how this text's detector is tested, if ours is the same detector; the file is a.pth."""
+    config = read_config("a.pth", text)
+    kind, _ = head_of(config)
+    check_settings("a.pth", config, our_config(kind), OURS[kind])
+    return selection_keys("a.pth", config)
+
+
+def changed(text, changes):
+    """A text in which each of these words, which must be there, is another."""
+    for before, after in changes.items():
+        assert before in text, before
+        text = text.replace(before, after)
+    return text

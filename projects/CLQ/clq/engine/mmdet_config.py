@@ -128,6 +128,8 @@ def _find(node: object, setting: str, default: object) -> object:
     for part in setting.split("."):
         if node is None:
             return default
+        if isinstance(node, Unread):
+            return node
         if not isinstance(node, dict):
             return Unread(f"({part} of a {type(node).__name__})")
         if part not in node:
