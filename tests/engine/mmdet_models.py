@@ -12,16 +12,6 @@ from detectron2.modeling import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTH, DEPTH, CLASSES = 32, 2, 7  # channels of neck and head, convolutions of a tower
-META = {"2.x": {"CLASSES": ("a",) * CLASSES}, "3.x": {"dataset_meta": {"classes": ("a",) * CLASSES}, "cfg": "..."}}
-# As MMDetection notes its configs, with a head to fill in.
-TEXT = """model = dict(
-    backbone=dict(type='ResNet', style='pytorch'),
-    neck=dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5),
-    bbox_head=dict(
-        type='{}', anchor_generator=dict(octave_base_scale=8), anchor_type='anchor_free'))
-img_norm_cfg = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-"""
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 
 
@@ -119,6 +109,16 @@ def head_shapes(name="atss", box_channels=4, classes=CLASSES, quality=False):
 
 def gfl_head(classes=CLASSES, quality=True):
     return {**random_weights(head_shapes("gfl", 4 * 17, classes, quality)), "integral.project": torch.arange(17.0)}
+
+
+def clq_head(classes=CLASSES, align=True):
+    """Of CLQ's authors: GFL's with predicted IoU, and classification aligned by four groups of offsets."""
+    shapes = head_shapes("clq", 4 * 17, classes)
+    shapes |= {"retina_iou.weight": (1, WIDTH, 3, 3), "retina_iou.bias": (1,)}
+    if align:
+        shapes["feature_alignment.conv_offset.weight"] = (72, 4, 1, 1)
+        shapes["feature_alignment.conv_adaption.weight"] = (WIDTH, WIDTH, 3, 3)
+    return {**random_weights(shapes), "integral.project": torch.arange(17.0)}
 
 
 def vfnet_head(classes=CLASSES):

@@ -2,12 +2,24 @@
 
 import clq
 import torch
+from clq.modeling.alignment import AlignConv, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
 from clq.modeling.quality import DistributionQuality, ProbabilityMap, TowerQuality
 from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import joint_score
 from clq.modeling.towers import interactive_towers
-from mmdet_models import DEPTH, WIDTH, gfl_head, head_shapes, load, make_head, random_weights, tood_head, vfnet_head
+from mmdet_models import (
+    DEPTH,
+    WIDTH,
+    clq_head,
+    gfl_head,
+    head_shapes,
+    load,
+    make_head,
+    random_weights,
+    tood_head,
+    vfnet_head,
+)
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
@@ -84,13 +96,56 @@ def head_of_mmdet(weights, feature, level):
 def test_a_converted_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = random_weights(head_shapes())
-    head = make_head(DeltaCoder(), quality=TowerQuality(DeltaCoder(), WIDTH, WIDTH))
+    head = make_head(DeltaCoder(), quality=TowerQuality(DeltaCoder(), WIDTH, WIDTH, tower="reg"))
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
         for level, (feature, *ours) in enumerate(zip(features, *head(features)[:3], strict=True)):
             for mine, theirs in zip(ours, head_of_mmdet(weights, feature, level), strict=True):
                 torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
+
+
+def clq_of_mmdet(w, feature, level):
+    """What the head of CLQ's authors computes: class logits, box logits, quality logits."""
+
+    def tower(name, x):
+        for i in range(DEPTH):
+            x = F.conv2d(x, w[f"{name}_convs.{i}.conv.weight"], padding=1)
+            x = F.relu(F.group_norm(x, 32, w[f"{name}_convs.{i}.gn.weight"], w[f"{name}_convs.{i}.gn.bias"]))
+        return x
+
+    def predict(name, x):
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
+
+    reg = predict("clq_reg", tower("reg", feature)) * w[f"scales.{level}.scale"]
+    bins = reg.unflatten(1, (4, 17)).softmax(2)  # left, top, right, bottom
+    distances = (bins * torch.arange(17.0).view(1, 1, 17, 1, 1)).sum(2)
+    offsets = F.conv2d(distances, w["feature_alignment.conv_offset.weight"])
+    aligned = deform_conv2d(feature, offsets, w["feature_alignment.conv_adaption.weight"], padding=1).relu()
+    cls = tower("cls", aligned)
+    return predict("clq_cls", cls), reg, predict("retina_iou", cls)
+
+
+def test_a_clq_head_computes_what_the_original_does(caplog):
+    torch.manual_seed(0)
+    weights, coder = clq_head(), DistributionCoder(16)
+    parts = {"quality": TowerQuality(coder, WIDTH, WIDTH, tower="cls"), "align": AlignConv(WIDTH, LearnedOffsets())}
+    head = make_head(coder, **parts)
+    load(head, clq.convert_mmdet(weights))
+    assert not caplog.records
+    features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
+    with torch.no_grad():
+        for level, (feature, *ours) in enumerate(zip(features, *head(features)[:3], strict=True)):
+            for mine, theirs in zip(ours, clq_of_mmdet(weights, feature, level), strict=True):
+                torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_offsets_of_clq_read_the_box_in_place_of_its_distances():
+    theirs = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-5.0, 6.0, -7.0, 8.0]])[:, :, None, None]
+    weights = {"bbox_head.feature_alignment.conv_offset.weight": theirs}
+    ours = clq.convert_mmdet(weights)["head.align.offsets.conv.weight"]
+    assert ours.flatten(1).tolist() == [[-1.0, -2.0, 3.0, 4.0], [5.0, -6.0, -7.0, 8.0]]
+    assert theirs[0, 0] == 1  # what is converted stays as it is
 
 
 def test_a_gfl_head_fits_distribution_coding(caplog):

@@ -11,13 +11,18 @@ from clq.engine.body_names import body_names, rename
 
 logger = logging.getLogger(__name__)
 
-# MMDetection's names in the heads of ATSS, GFL, GFLv2, VFNet and TOOD and in the FPN -> ours. Scales are joined later.
+_OFFSETS = "align.offsets.conv.weight"
+
+# MMDetection's names in the heads of ATSS, GFL, GFLv2, VFNet, TOOD and CLQ and in the FPN -> ours. Scales are joined
+# later.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),
-    (r"(?:atss|gfl)_cls\.(\w+)", r"cls_logits.\1"),
-    (r"(?:atss|gfl)_reg\.(\w+)", r"box_pred.\1"),
-    (r"atss_centerness\.(\w+)", r"quality_pred.\1"),
+    (r"(?:atss|gfl|clq)_cls\.(\w+)", r"cls_logits.\1"),
+    (r"(?:atss|gfl|clq)_reg\.(\w+)", r"box_pred.\1"),
+    (r"(?:atss_centerness|retina_iou)\.(\w+)", r"quality_pred.\1"),
+    (r"feature_alignment\.conv_offset\.weight", _OFFSETS),
+    (r"feature_alignment\.conv_adaption\.weight", r"align.conv.weight"),
     (r"reg_conf\.(\d)\.(\w+)", r"quality_pred.\1.\2"),
     (r"vfnet_cls\.(\w+)", r"cls_logits.\1"),
     (r"vfnet_reg_conv\.conv\.(\w+)", r"box_pred.0.0.\1"),
@@ -47,7 +52,10 @@ _CONSTANTS = ("integral.project",)  # buffers that hold no weight
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MMDetection's ATSS, GFL, GFLv2, VFNet or TOOD weights under this project's names, whatever width and classes.
+    """Weights of ATSS, GFL, GFLv2, VFNet, TOOD or CLQ in MMDetection under this project's names.
+
+    Any width and number of classes; the class channels stay as they are, so those of GFLv2's and CLQ's authors keep one
+    for the background.
 
     Args:
         state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole
@@ -75,7 +83,19 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[s
             names[key] = name
         else:
             unplaced.append(key)
-    return _join_scales({name: state_dict[key] for key, name in names.items()}), unplaced
+    weights = {name: state_dict[key] for key, name in names.items()}
+    for name in weights:
+        if name.endswith(_OFFSETS) and weights[name].dim() == 4:
+            weights[name] = _from_distances(weights[name])
+    return _join_scales(weights), unplaced
+
+
+def _from_distances(weight: Tensor) -> Tensor:
+    """CLQ's offsets as a function of the box: its authors read (l, t, r, b), this project (x1, y1, x2, y2).
+
+    These are (-l, -t, r, b), so what multiplies l and t changes its sign: (O, 4, 1, 1).
+    """
+    return torch.cat((-weight[:, :2], weight[:, 2:]), dim=1)
 
 
 def _our_name(key: str) -> str | None:

@@ -59,4 +59,6 @@ def head_keys(weights: Mapping[str, Tensor], of_distributions: bool) -> dict[str
     }
     if of_distributions:
         sizes["MODEL.CLQ.BOX.REG_MAX"] = len(weights["head.box_pred.weight"]) // 4 - 1
+    if (offsets := weights.get("head.align.offsets.conv.weight")) is not None:
+        sizes["MODEL.CLQ.ALIGN.OFFSET_GROUPS"] = len(offsets) // 18  # (dy, dx) of 9 taps
     return sizes
