@@ -175,12 +175,18 @@ def test_under_autocast_boxes_are_float32_and_all_is_near(align):
         torch.testing.assert_close(ours.float(), exact, atol=0.02 * exact.abs().max().item(), rtol=0)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", ["GN", "", "BN"])
-def test_norms_and_a_single_cell(norm):
-    """32 channels in 32 groups on one cell of one image: ordinary for GN; plain convolutions carry a bias instead."""
-    head = make_head(norm=norm, conv_dim=32).eval()
+def test_norms_and_a_single_cell(norm, training):
+    """32 channels in 32 groups on one cell of one image: ordinary for GN; plain convolutions carry a bias instead.
+
+    A single value has no variance: BN then normalises with its running statistics, and leaves them.
+    """
+    head = make_head(norm=norm, conv_dim=32).train(training)
+    before = {name: value.clone() for name, value in head.named_buffers()}
     out = head([torch.randn(1, 32, 1, 1)])
     assert all(x[0].isfinite().all() for x in out[:3])
+    assert all(torch.equal(value, before[name]) for name, value in head.named_buffers())
     biases = [m.bias is not None for m in head.cls_tower if isinstance(m, nn.Conv2d)]
     assert biases == [norm == ""] * 2
 

@@ -171,11 +171,22 @@ class _GroupNorm(nn.GroupNorm):
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """torch's, but with its running statistics where a batch has one value per channel, which torch refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def _norm(name: str, channels: int) -> nn.Module | None:
     if name == "GN":
         if channels % 32:
             raise ValueError(f"GN has 32 groups, into which {channels} channels do not divide")
         return _GroupNorm(32, channels)
+    if name == "BN":
+        return _BatchNorm(channels)
     try:
         return get_norm(name, channels)
     except KeyError:
