@@ -71,9 +71,9 @@ CODINGS = {"ATSS": "delta", "VFNET": "distance", "TOOD": "ltrb"}
 CODINGS |= dict.fromkeys(("ablations/atss_qfl", "ablations/atss_lqe", "ablations/atss_clq"), "delta")
 # Of the authors' repositories that follow MMDetection 2's GFLv2, or NanoDet, the top-k counts locations.
 LOCATIONS = "CLQ/", "NANODET/", "ablations/clq"
-# For the checkpoints of MMDetection: the row, for COCO's classes, without weights to start from.
+# For the checkpoints of MMDetection: the variant, for COCO's classes, without weights to start from.
 MMDET = [f"{name}_R_50_FPN_1x" for name in ("ATSS/atss", "GFL/gfl", "GFLV2/gflv2", "VFNET/vfnet", "TOOD/tood")]
-MMDET.append("CLQ/clq_R_101_FPN_2x_ms")
+MMDET.append("CLQ/clq_R_101_FPN_2x_ms")  # the only one that its authors' config is for
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
 SIZE = {"INPUT.LETTERBOX.SIZE", "INPUT.AUG.SCALE"}

@@ -4,16 +4,16 @@
     tools/convert_weights.py mmdet atss_r50_fpn_1x_coco.pth atss.pth
     tools/convert_weights.py nanodet nanodet_m.ckpt nanodet.pth
 
-mmdet: ATSS, GFL, GFLv2, VFNet, TOOD and CLQ of MMDetection (2.x, 3.x, GFLv2's and CLQ's own repositories), on
-a ResNet, ResNeXt or Res2Net, deformable or not. What no weight shows is compared with the config that MMDetection keeps
+mmdet: ATSS, GFL, GFLv2, VFNet, TOOD and CLQ of MMDetection (2.x, 3.x, GFLv2's and CLQ's own repositories), on a
+ResNet, ResNeXt or Res2Net, deformable or not. What no weight shows is compared with the config that MMDetection keeps
 in its checkpoints: a setting that this project cannot have is an error, one of the test (score and NMS thresholds,
-numbers of boxes, image size) goes into the printed command.
+numbers of boxes, image size) goes into the printed command. AP can differ in the last digits: Detectron2 shrinks images
+with Pillow, which averages over what it leaves out, MMDetection with OpenCV, which does not.
 
 nanodet: NanoDet-m of its authors, on any width of ShuffleNetV2, as .pth or as Lightning's .ckpt; averaged weights are
 taken where there are some. Not NanoDet-Plus. The weights do not tell the size of its images: two commands are printed.
 
-Prints the command that evaluates the result. Its AP can differ in the last digits: Detectron2 shrinks images with
-Pillow, which averages over what it leaves out, MMDetection with OpenCV, which does not.
+Both print the command that evaluates the result.
 """
 
 import argparse

@@ -9,7 +9,6 @@ import mmdet_models
 import pytest
 import torch
 from clq.engine.checkpoint import Checkpointer
-from clq.engine.mmdet_checkpoint import convert_checkpoint
 from clq.errors import UserError
 from detectron2.engine import default_argument_parser
 from mmdet_models import (
@@ -31,7 +30,7 @@ from mmdet_models import (
     vfnet_head,
     zero_weights,
 )
-from mmdet_texts import config_text
+from mmdet_texts import changed, config_text
 
 
 def test_a_whole_detector_fills_a_model_of_its_size(caplog):
@@ -139,18 +138,6 @@ def test_the_tool_converts_whole_checkpoints_and_says_how_to_evaluate_them(name,
     assert f"{tmp_path}/out.pth: exists already" in capsys.readouterr().err
 
 
-@pytest.fixture
-def convert(tmp_path):
-    """Converts a file with this content; its path is in ``convert.path``."""
-
-    def convert(content):
-        torch.save(content, convert.path)
-        return convert_checkpoint(convert.path)
-
-    convert.path = str(tmp_path / "a.pth")
-    return convert
-
-
 # The published detectors at their size: head, number of convolutions, name of the head's class.
 PUBLISHED = {
     "ATSS/mmdet_atss_R_50_FPN_1x": (lambda: random_weights(head_shapes(classes=80)), 4, "ATSSHead"),
@@ -210,60 +197,16 @@ def test_the_body_of_a_published_detector_is_told_from_its_weights(convert):
     assert ours.MODEL.BACKBONE == wanted.MODEL.BACKBONE
 
 
-def without(part, weights=None):
-    return {key: value for key, value in (weights or detector()).items() if part not in key}
-
-
-ONE = torch.ones(1)
-REFUSED = {
-    "no ATSS, GFL, GFLv2, VFNet, TOOD or CLQ of MMDetection .its head has fcos_cls": {"bbox_head.fcos_cls.weight": ONE},
-    "lqe_layer, of CLQ's authors' later head": {
-        **{f"bbox_head.{layer}.weight": ONE for layer in ("conv_cls", "conv_reg", "conv_centerness", "lqe_layer")},
-        "bbox_head.feature_alignment.conv_offset.weight": ONE,
-    },
-    r"2 weights .* missing: head\.align\.conv\.weight, head\.align\.offsets": detector(head=clq_head(80, align=False)),
-    r"align\.offsets\.conv\.weight is of another shape": {
-        **detector(head=clq_head(80)),
-        "bbox_head.feature_alignment.conv_offset.weight": torch.ones(72, 5, 1, 1),
-    },
-    "it has no bbox_head": {"roi_head.fc.weight": ONE},
-    "no place here: neck.fpn_convs.5": {"neck.fpn_convs.5.conv.weight": ONE, **detector()},
-    "no place here: backbone.stem.0.weight": {"backbone.stem.0.weight": ONE, **detector()},  # a ResNet's own v1d
-    "no place here: bbox_head.cls_convs.1.conv.conv_offset": {
-        "bbox_head.cls_convs.1.conv.conv_offset.weight": ONE,
-        **detector(),
-    },
-    "weights and plain values alone": {**detector(), "hooks": Path("x")},
-    "with 5 blocks in layer3": detector(resnet_shapes((3, 4, 5, 3))),
-    "several groups": detector(resnet_shapes(offset_channels=(0, 36, 36, 36))),
-    "holds a list": [1],
-    'holds a list as "state_dict"': {"state_dict": [1]},
-    "holds 3, which is no weight": {"state_dict": {3: ONE}},
-    "holds 'epoch', which is no weight": {**detector(), "epoch": 12},
-    r"scales\.2\.scale is of shape \[2\], not one number": {**detector(), "bbox_head.scales.2.scale": torch.ones(2)},
-    "shapes that no detector's are of": {**detector(), "bbox_head.atss_cls.weight": torch.ones(7)},
-    "lacks backbone.fpn_lateral3.weight": without("neck."),
-    "lacks head.cls_logits.weight": without("atss_cls.weight"),
-    "lacks res2.0.conv2.weight": without("backbone.layer1"),
-    r"1 weights of its detector are missing: head\.scales\.": without("scales"),
-    r"2 weights .* missing: head\.quality_pred\.0\.bias, head": without("reg_conf.0", detector(head=gfl_head(80))),
-    r"head\.scales is of another shape .* \[4\] instead of \[5\]": without("scales.4"),
-    r"1 of its weights are not finite: head\.box_pred\.bias\.": {
-        **detector(),
-        "bbox_head.atss_reg.bias": torch.tensor([0.0, 1.0, float("nan"), 2.0]),
-    },
-}
-
-
-@pytest.mark.parametrize("why", REFUSED)
-def test_others_are_refused(why, convert):
-    with pytest.raises(UserError, match=f"{convert.path}: .*{why}"):
-        convert(REFUSED[why])
-    with pytest.raises(UserError, match=r"gone\.pth: no such file"):
-        convert_checkpoint("gone.pth")
-
-
-@pytest.mark.parametrize("kind", ["PAAHead", "LADHead", "mmdet.models.dense_heads.PAAHead"])
-def test_another_detector_of_the_same_layers_is_refused_by_its_config(kind, convert):
-    with pytest.raises(UserError, match=f"is of {kind.split('.')[-1]}, which this project does not have"):
-        convert({"meta": {"config": config_text(kind)}, "state_dict": detector()})
+def test_the_config_in_a_checkpoint_is_compared_and_tells_how_it_is_tested(convert):
+    weights, text = detector(), config_text("ATSSHead", CLASSES)
+    assert "iou_threshold=0.6" in text and "num_outs=5" in text
+    _, _, keys = convert(
+        {"meta": {"config": text.replace("iou_threshold=0.6", "iou_threshold=0.5")}, "state_dict": weights}
+    )
+    assert keys["MODEL.CLQ.NMS_THRESH"] == 0.5
+    assert "MODEL.CLQ.SCORE_THRESH" not in keys  # as in our config
+    other = changed(text, {"num_outs=5": "num_outs=5, relu_before_extra_convs=True"})
+    with pytest.raises(UserError, match=rf"{convert.path}: .*relu_before_extra_convs = True, where .*atss.* has False"):
+        convert({"meta": {"config": other}, "state_dict": weights})
+    with pytest.raises(UserError, match=rf"{convert.path}: the config in its meta .*; remove config"):
+        convert({"meta": {"cfg": "..."}, "state_dict": weights})

@@ -46,7 +46,7 @@ ANCHORS = [
     ("octave_base_scale=8, scales_per_octave=1", "scales=[4]", "anchor_generator.octave_base_scale = 4", "8.0"),
     ("octave_base_scale=8, scales_per_octave=1", "scales=[8, 10]", r"anchor_generator.scales = \[8, 10\]", "None"),
     ("scales_per_octave=1", "scales_per_octave=3", "anchor_generator.scales_per_octave = 3", "1"),
-    ("ratios=[1.0], ", "", r"anchor_generator.ratios = \[0.5, 1.0, 2.0\]", r"\[1.0\]"),
+    ("ratios=[1.0], ", "ratios=[0.5, 1.0, 2.0], ", r"anchor_generator.ratios = \[0.5, 1.0, 2.0\]", r"\[1.0\]"),
     ("strides=[8, 16, 32, 64, 128]", "strides=[4, 8, 16, 32, 64]", r"strides = \[4, 8, 16, 32, 64\]", r"\[8, 16"),
     ("ratios=[1.0]", "ratios=[1.0], base_sizes=[9, 18, 36, 72, 144]", r"base_sizes = \[9, 18", "None"),
 ]

@@ -60,12 +60,12 @@ COMMON = (
     Setting("bbox_head.norm_cfg.num_groups", 32, _always(32)),
     Setting("bbox_head.norm_cfg.eps", 1e-5, _always(1e-5)),
     Setting(_GENERATOR + "type", "AnchorGenerator", _always("AnchorGenerator")),
-    Setting(_GENERATOR + "strides", [4, 8, 16, 32, 64], _strides),
+    Setting(_GENERATOR + "strides", NO_DEFAULT, _strides),
     Setting(_GENERATOR + "base_sizes", None, _always(None)),
     Setting(_GENERATOR + "octave_base_scale", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.ANCHOR_SCALE),
     Setting(_GENERATOR + "scales_per_octave", 1, _always(1)),
     Setting(_GENERATOR + "scales", None, _always(None)),
-    Setting(_GENERATOR + "ratios", [0.5, 1.0, 2.0], _always([1.0])),
+    Setting(_GENERATOR + "ratios", NO_DEFAULT, _always([1.0])),
     Setting(_GENERATOR + "center_offset", 0.0, lambda cfg: cfg.MODEL.CLQ.ANCHOR_OFFSET),
 )
 _ASSIGNER = (
