@@ -50,6 +50,18 @@ def test_a_config_survives_being_saved(write):
     assert again.MODEL.CLQ == cfg.MODEL.CLQ and again.DATASETS == cfg.DATASETS
 
 
+def test_a_config_saved_while_clq_followed_the_papers_text_means_what_it_meant(write, caplog):
+    cls = "QUALITY: {NAME: iou, TARGET: pred_box}, ALIGN: {NAME: learned}, BOX: {CODING: delta, WEIGHT_BY: none}"
+    write(own="MODEL: {CLQ: {" + cls + "}}\nVERSION: 2", now="MODEL: {CLQ: {QUALITY: {NAME: iou}}}\nVERSION: 2")
+    c = clq.setup_cfg("own.yaml", CPU).MODEL.CLQ
+    assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("reg", 1, 0.0)
+    assert (c.BOX.CODING, c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS) == ("delta", 1.0, "pairs")
+    assert "TARGET" not in c.QUALITY and "own.yaml: of an older version" in caplog.text
+    c = clq.setup_cfg("now.yaml", CPU).MODEL.CLQ
+    assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("cls", 4, 1.0)
+    assert "MODEL.CLQ.QUALITY.TOWER" in refusal(None, ["MODEL.CLQ.QUALITY.TARGET", "pred_box"])
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -91,7 +103,7 @@ def test_nothing_in_a_file_or_its_base_executes(write, tmp_path, tag):
         (["MODEL.CLQ.TOPK", 9, 3], "got 3 words: MODEL.CLQ.TOPK 9 3"),
         (["MODEL.CLQ.TOPK.X", "3"], "no config key MODEL.CLQ.TOPK.X; did you mean MODEL.CLQ.TOPK"),
         ([3, "3"], "no config key 3"),
-        (["MODEL.CLQ.BOX.LOSS_WEIGHT", "2"], "must be of type float, such as 1.0; this is of type int"),
+        (["MODEL.CLQ.BOX.LOSS_WEIGHT", "2"], "must be of type float, such as 2.0; this is of type int"),
         (["MODEL.CLQ", "2"], "MODEL.CLQ is a group of keys"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE gpu: no such device; use cuda"),
         (["MODEL.DEVICE", "None"], "MODEL.DEVICE None: no such device"),

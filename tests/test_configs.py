@@ -19,35 +19,44 @@ NARROW = [
     *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.RESNETS.NUM_GROUPS", 4, "MODEL.RESNETS.WIDTH_PER_GROUP", 1),
 ]
-# The rows, by hand: class loss, weight of GIoU, what weighs it, quality, its exponent where it is used, alignment.
+# The variants, by hand: class loss, weight of GIoU, what weighs it, the floor of the sum of these weights, quality, its
+# exponent where it is used, alignment.
+_ATSS = ("focal", 2.0, "centerness", 1.0, "centerness", None, "none")
+_CLQ = ("qfl", 2.0, "score", 0.0, "iou", 0.3, "learned")
+_CLQ_WO_ALIGN = ("qfl", 2.0, "score", 0.0, "iou", 0.3, "none")
+_GFL = ("qfl", 2.0, "score", 1.0, "none", None, "none")
+_GFLV2 = ("qfl", 2.0, "score", 0.0, "dgqp", None, "none")
+_NANODET = ("qfl", 2.0, "score", 0.0, "none", None, "none")
+_TOOD = ("qfl", 2.0, "alignment", 0.0, "task", None, "none")
+_VFNET = ("vfl", 2.0, "iou", 1.0, "none", None, "none")
 ROWS = {
-    "ATSS/atss_R_50_FPN_1x": ("focal", 2.0, "centerness", "centerness", None, "none"),
-    "ATSS/atss_R_50_FPN_2x_ms": ("focal", 2.0, "centerness", "centerness", None, "none"),
-    "CLQ/clq_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
-    "CLQ/clq_R_50_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
-    "CLQ/clq_R_101_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
-    "CLQ/clq_X_101_64x4d_FPN_2x_ms": ("qfl", 1.0, "none", "iou", 0.3, "geometric"),
-    "ablations/clq_wo_lqe_R_50_FPN_1x": ("qfl", 1.0, "none", "none", None, "none"),
-    "ablations/clq_wo_align_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "none"),
-    "ablations/clq_learned_align_R_50_FPN_1x": ("qfl", 1.0, "none", "iou", 0.3, "learned"),
-    "ablations/atss_qfl_R_50_FPN_1x": ("qfl", 2.0, "none", "none", None, "none"),
-    "ablations/atss_lqe_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "none"),
-    "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", "iou", 0.3, "geometric"),
-    "VFNET/vfnet_R_50_FPN_1x": ("vfl", 2.0, "iou", "none", None, "none"),
-    "VFNET/vfnet_R_50_FPN_2x_ms": ("vfl", 2.0, "iou", "none", None, "none"),
-    "CLQ/clq_lite_320": ("qfl", 2.0, "none", "iou", 0.3, "none"),
-    "CLQ/clq_lite_416": ("qfl", 2.0, "none", "iou", 0.3, "none"),
-    "NANODET/nanodet_m_320": ("qfl", 2.0, "score", "none", None, "none"),
-    "NANODET/nanodet_m_416": ("qfl", 2.0, "score", "none", None, "none"),
-    "TOOD/tood_R_50_FPN_1x": ("qfl", 2.0, "alignment", "task", None, "none"),
-    "TOOD/tood_R_50_FPN_2x_ms": ("qfl", 2.0, "alignment", "task", None, "none"),
-    "GFL/gfl_R_50_FPN_1x": ("qfl", 2.0, "score", "none", None, "none"),
-    "GFL/gfl_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "none", None, "none"),
-    "GFLV2/gflv2_R_50_FPN_1x": ("qfl", 2.0, "score", "dgqp", None, "none"),
-    "GFLV2/gflv2_R_50_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
-    "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
-    "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
-    "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": ("qfl", 2.0, "score", "dgqp", None, "none"),
+    "ATSS/atss_R_50_FPN_1x": _ATSS,
+    "ATSS/atss_R_50_FPN_2x_ms": _ATSS,
+    "CLQ/clq_R_50_FPN_1x": _CLQ,
+    "CLQ/clq_R_50_FPN_2x_ms": _CLQ,
+    "CLQ/clq_R_101_FPN_2x_ms": _CLQ,
+    "CLQ/clq_X_101_64x4d_FPN_2x_ms": _CLQ,
+    "ablations/clq_wo_lqe_R_50_FPN_1x": ("qfl", 2.0, "score", 0.0, "none", None, "none"),
+    "ablations/clq_wo_align_R_50_FPN_1x": _CLQ_WO_ALIGN,
+    "ablations/clq_geometric_align_R_50_FPN_1x": ("qfl", 2.0, "score", 0.0, "iou", 0.3, "geometric"),
+    "ablations/atss_qfl_R_50_FPN_1x": ("qfl", 2.0, "none", 1.0, "none", None, "none"),
+    "ablations/atss_lqe_R_50_FPN_1x": ("qfl", 2.0, "none", 1.0, "iou", 0.3, "none"),
+    "ablations/atss_clq_R_50_FPN_1x": ("qfl", 2.0, "none", 1.0, "iou", 0.3, "learned"),
+    "VFNET/vfnet_R_50_FPN_1x": _VFNET,
+    "VFNET/vfnet_R_50_FPN_2x_ms": _VFNET,
+    "CLQ/clq_lite_320": _CLQ_WO_ALIGN,
+    "CLQ/clq_lite_416": _CLQ_WO_ALIGN,
+    "NANODET/nanodet_m_320": _NANODET,
+    "NANODET/nanodet_m_416": _NANODET,
+    "TOOD/tood_R_50_FPN_1x": _TOOD,
+    "TOOD/tood_R_50_FPN_2x_ms": _TOOD,
+    "GFL/gfl_R_50_FPN_1x": _GFL,
+    "GFL/gfl_R_50_FPN_2x_ms": _GFL,
+    "GFLV2/gflv2_R_50_FPN_1x": _GFLV2,
+    "GFLV2/gflv2_R_50_FPN_2x_ms": _GFLV2,
+    "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": _GFLV2,
+    "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": _GFLV2,
+    "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": _GFLV2,
 }
 LARGER = {"R_101": {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}}
 LARGER["X_101_64x4d"] = {*LARGER["R_101"], "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"}
@@ -58,33 +67,28 @@ LARGER_ROWS = [
     for body, keys in LARGER.items()
 ]
 ROWS |= {larger: ROWS[row] for row, larger, _ in LARGER_ROWS}
-CODINGS = {
-    "GFL": "distribution",
-    "GFLV2": "distribution",
-    "NANODET": "distribution",
-    "VFNET": "distance",
-    "TOOD": "ltrb",
-}
+CODINGS = {"ATSS": "delta", "VFNET": "distance", "TOOD": "ltrb"}
+CODINGS |= dict.fromkeys(("ablations/atss_qfl", "ablations/atss_lqe", "ablations/atss_clq"), "delta")
+# Of the authors' repositories that follow MMDetection 2's GFLv2, or NanoDet, the top-k counts locations.
+LOCATIONS = "CLQ/", "NANODET/", "ablations/clq"
 # For the checkpoints of MMDetection: the row, for COCO's classes, without weights to start from.
 MMDET = [f"{name}_R_50_FPN_1x" for name in ("ATSS/atss", "GFL/gfl", "GFLV2/gflv2", "VFNET/vfnet", "TOOD/tood")]
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
-SIZE = {
-    f"INPUT.{k}"
-    for k in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "AUG.CROP", "AUG.SCALE")
-}
+SIZE = {"INPUT.LETTERBOX.SIZE", "INPUT.AUG.SCALE"}
 # Neighbours of the ablation tables and the only keys in which they may differ.
 STEPS = [
     (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),
     ("ablations/atss_qfl_R_50_FPN_1x", "ablations/atss_lqe_R_50_FPN_1x", {"QUALITY.NAME"}),
     ("ablations/atss_lqe_R_50_FPN_1x", "ablations/atss_clq_R_50_FPN_1x", {"ALIGN.NAME"}),
-    ("ablations/atss_clq_R_50_FPN_1x", CLQ, {"BOX.LOSS_WEIGHT"}),
+    ("ablations/atss_clq_R_50_FPN_1x", CLQ, {"BOX.CODING", "BOX.WEIGHT_BY", "BOX.WEIGHT_FLOOR", "TOPK_COUNTS"}),
+    ("ablations/clq_wo_lqe_R_50_FPN_1x", "GFL/gfl_R_50_FPN_1x", {"BOX.WEIGHT_FLOOR", "TOPK_COUNTS"}),
     ("ablations/clq_wo_lqe_R_50_FPN_1x", "ablations/clq_wo_align_R_50_FPN_1x", {"QUALITY.NAME"}),
     ("ablations/atss_qfl_R_50_FPN_1x", "GFL/gfl_R_50_FPN_1x", {"BOX.CODING", "BOX.WEIGHT_BY"}),
-    ("GFL/gfl_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_1x", {"QUALITY.NAME"}),
-    ("NANODET/nanodet_m_320", "CLQ/clq_lite_320", {"QUALITY.NAME", "BOX.CODING", "BOX.WEIGHT_BY"}),
+    ("GFL/gfl_R_50_FPN_1x", "GFLV2/gflv2_R_50_FPN_1x", {"QUALITY.NAME", "BOX.WEIGHT_FLOOR"}),
+    ("NANODET/nanodet_m_320", "CLQ/clq_lite_320", {"QUALITY.NAME"}),
     ("ablations/clq_wo_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
-    ("ablations/clq_learned_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME"}),
+    ("ablations/clq_geometric_align_R_50_FPN_1x", CLQ, {"ALIGN.NAME", "ALIGN.GRADIENT"}),
 ]
 
 
@@ -127,8 +131,9 @@ def test_builds_with_random_weights(name):
     cfg = load(name, *SHRINK, *(NARROW if "_DCN_" in name else []))
     model = build_model(cfg)
     c = cfg.MODEL.CLQ
-    assert (model.head.quality_pred is None) == (c.QUALITY.NAME == "none")
-    assert (model.head.align is None) == (c.ALIGN.NAME == "none")
+    for head in model.head.heads if c.HEAD_PER_LEVEL else [model.head]:
+        assert (head.quality_pred is None) == (c.QUALITY.NAME == "none")
+        assert (head.align is None) == (c.ALIGN.NAME == "none")
     assert model.strides == [2 ** int(level[1:]) for level in c.IN_FEATURES]
 
 
@@ -166,18 +171,21 @@ def test_defaults_have_the_designs_numbers():
 def test_row(name):
     cfg = load(name + ".yaml")
     c = cfg.MODEL.CLQ
-    loss, weight, weight_by, quality, alpha, align = ROWS[name]
-    assert (loss, weight, weight_by) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY)
+    loss, weight, weight_by, floor, quality, alpha, align = ROWS[name]
+    assert (loss, weight, weight_by, floor) == (c.CLS.LOSS, c.BOX.LOSS_WEIGHT, c.BOX.WEIGHT_BY, c.BOX.WEIGHT_FLOOR)
     assert (quality, align) == (c.QUALITY.NAME, c.ALIGN.NAME)
     assert c.QUALITY.LOSS_WEIGHT == 1.0
-    assert CODINGS.get(name.split("/")[0], "delta") == c.BOX.CODING
+    assert c.QUALITY.TOWER == "cls"
+    assert (4, 0.0 if align == "geometric" else 1.0) == (c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT)
+    assert CODINGS.get(name.split("/")[0], CODINGS.get(name.split("_R_50")[0], "distribution")) == c.BOX.CODING
+    assert ("locations" if name.startswith(LOCATIONS) else "pairs") == c.TOPK_COUNTS
     assert (7 if c.CONV == "depthwise" else 16, 0.25) == (c.BOX.REG_MAX, c.BOX.DFL_WEIGHT)
     assert alpha is None or alpha == c.QUALITY.ALPHA
     assert ((5.0, 0.5) if c.CONV == "depthwise" else (8.0, 0.0)) == (c.ANCHOR_SCALE, c.ANCHOR_OFFSET)
     assert (0.1 if "vfnet" in name or c.CONV == "depthwise" else 0.001) == cfg.SOLVER.WARMUP_FACTOR
     if name.endswith("2x_ms"):
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((120000, 160000), 180000)
-        largest = 960 if "gflv2" in name or "vfnet" in name else 800
+        largest = 960 if any(n in name for n in ("gflv2", "vfnet", "clq")) else 800
         assert (480, largest) == cfg.INPUT.MIN_SIZE_TRAIN
         assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
 

@@ -67,12 +67,13 @@ def test_star_by_hand():
     torch.testing.assert_close(box.grad.flatten(), torch.full((4,), 0.3))  # three taps each, a tenth of the gradient
 
 
+@pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 5), (6, 6)])
 @pytest.mark.parametrize("spread", [1.0, 20.0])
-def test_back_ends_agree_in_float64_with_all_gradients(size, spread):
+def test_back_ends_agree_in_float64_with_all_gradients(groups, size, spread):
     torch.manual_seed(0)
     x = torch.randn(2, 4, *size, dtype=torch.float64)
-    offsets = torch.randn(2, 18, *size, dtype=torch.float64) * spread
+    offsets = torch.randn(2, 18 * groups, *size, dtype=torch.float64) * spread
     weight, pull = torch.randn(5, 4, 3, 3, dtype=torch.float64), torch.randn(2, 5, *size, dtype=torch.float64)
     results = []
     for function in alignment.BACKENDS.values():
@@ -85,6 +86,21 @@ def test_back_ends_agree_in_float64_with_all_gradients(size, spread):
             torch.testing.assert_close(other, one, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_group_moves_its_own_channels(backend):
+    """Two groups on six channels: the plain convolution of the first three, and of the last three moved by (1, 2)."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 6, 8, 9), torch.randn(4, 6, 3, 3)
+    offsets = torch.zeros(1, 2, 9, 2, 8, 9)
+    offsets[:, 1, :, 0], offsets[:, 1, :, 1] = 1.0, 2.0  # dy and dx of the second group
+    out = alignment.BACKENDS[backend](x, offsets.flatten(1, 3), weight)
+    moved = torch.zeros_like(x)
+    moved[:, :3], moved[:, 3:, :-1, :-2] = x[:, :3], x[:, 3:, 1:, 2:]
+    expected = F.conv2d(moved, weight, padding=1)
+    # Away from the border, beyond which the moved taps read the map and the moved map has zeros.
+    torch.testing.assert_close(out[:, :, 1:-2, 1:-3], expected[:, :, 1:-2, 1:-3], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_parts_are_the_whole(training, monkeypatch):
     """Two images of 7 x 9 in parts of 50 locations: a part with locations of both, and a last one that is short."""
@@ -95,7 +111,7 @@ def test_parts_are_the_whole(training, monkeypatch):
         alignment, "_sampled_product", lambda table, cells, *rest: calls.append(len(cells)) or own(table, cells, *rest)
     )
     torch.manual_seed(0)
-    x, offsets = torch.randn(2, 4, 7, 9, dtype=torch.float64), torch.randn(2, 18, 7, 9, dtype=torch.float64) * 3
+    x, offsets = torch.randn(2, 4, 7, 9, dtype=torch.float64), torch.randn(2, 36, 7, 9, dtype=torch.float64) * 3
     weight, pull = torch.randn(5, 4, 3, 3, dtype=torch.float64), torch.randn(2, 5, 7, 9, dtype=torch.float64)
     results = []
     for function in (alignment.deform_conv2d_gather, alignment.deform_conv2d_torchvision):
@@ -109,7 +125,7 @@ def test_parts_are_the_whole(training, monkeypatch):
 
 
 def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
-    align = AlignConv(3, LearnedOffsets())
+    align = AlignConv(3, LearnedOffsets(groups=1))
     assert {name: tuple(p.shape) for name, p in align.named_parameters()} == {
         "offsets.conv.weight": (18, 4, 1, 1),
         "conv.weight": (3, 3, 3, 3),
@@ -125,8 +141,23 @@ def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
     torch.testing.assert_close(moved[:, :, :-2, :-3], plain[:, :, 1:-1, 2:-1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gradient", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("kind", [GeometricOffsets, StarOffsets, lambda gradient: LearnedOffsets(4, gradient)])
+def test_the_share_of_the_gradient_into_the_boxes(kind, gradient):
+    """It scales the gradient alone; the offsets are the same."""
+    torch.manual_seed(0)
+    shared, full = kind(gradient), kind(1.0)
+    full.load_state_dict(shared.state_dict())
+    box = torch.randn(2, 4, 3, 2, requires_grad=True)
+    torch.testing.assert_close(shared(box), full(box))
+    pull = torch.randn_like(full(box))
+    (expected,), (grad,) = (torch.autograd.grad((f(box) * pull).sum(), box) for f in (full, shared))
+    torch.testing.assert_close(grad, gradient * expected)
+    assert expected.any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("offsets", [GeometricOffsets(), LearnedOffsets()], ids=["geometric", "learned"])
+@pytest.mark.parametrize("offsets", [GeometricOffsets(), LearnedOffsets(groups=1)], ids=["geometric", "learned"])
 def test_under_autocast_the_sampling_stays_exact(backend, offsets):
     """Only the centre tap counts, on a ramp: column 250, 240.375 to the left, reads 9.625; bfloat16 would read 10."""
     align = AlignConv(1, offsets, backend)

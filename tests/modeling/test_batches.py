@@ -16,7 +16,7 @@ def grids_of(size):
 
 def raw_predictions(model, size, n=1):
     """Random outputs of a head for n images of a size."""
-    channels, quality = (5, model.loss.coder.num_channels), model.head.quality_pred is not None
+    channels, quality = (5, model.loss.coder.num_channels), model.loss.quality_target is not None
     levels = [[torch.randn(n, c, *g) for g in grids_of(size)] for c in (*channels, 1)]
     return Predictions(*levels[:2], levels[2] if quality else [], [])
 
@@ -47,7 +47,7 @@ def test_the_padding_of_the_batch_takes_no_part(row):
     (matched, _) = match_atss(grids_of(own), STRIDES, item["instances"].gt_boxes.tensor)
     n = int((matched >= 0).sum())
     assert n > 3
-    weighted = {"loss_box", "loss_dfl"} if row in ("atss", "gfl", "gflv2") else set()
+    weighted = set() if row == "atss_qfl" else {"loss_box", "loss_dfl"}
     for sizes, items, order in (([size, padded], [item, empty], [0, 1]), ([padded, size], [empty, item], [1, 0])):
         swapped = Predictions(*([x[order] for x in levels] for levels in beside))
         losses = losses_of(model, sizes, padded, swapped, items)
@@ -73,7 +73,7 @@ def test_the_classes_learn_exactly_where_an_image_lies():
 
 def test_boxes_and_classes_go_to_the_image_they_belong_to():
     """The loss of two images is that of each alone, weighted by its positives; an empty one counts as one."""
-    model = build("clq")
+    model = build("atss_lqe")
     items = [
         sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]),
         sample((96, 128)),
@@ -96,7 +96,7 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
 @pytest.mark.parametrize(
     ("row", "key", "value", "factor", "name"),
     [
-        ("clq", "BOX.LOSS_WEIGHT", 3.0, 3.0, "loss_box"),
+        ("clq", "BOX.LOSS_WEIGHT", 3.0, 1.5, "loss_box"),
         ("atss", "BOX.LOSS_WEIGHT", 1.0, 0.5, "loss_box"),
         ("clq", "QUALITY.LOSS_WEIGHT", 0.5, 0.5, "loss_quality"),
         ("gfl", "BOX.DFL_WEIGHT", 1.0, 4.0, "loss_dfl"),

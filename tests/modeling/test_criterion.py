@@ -74,20 +74,21 @@ def atss():
         soft_target=False,
         quality_target=Centerness().target,
         box_weight=weigh_by_centerness,
+        box_weight_floor=1.0,
         box_loss_weight=2.0,
     )
 
 
 def clq(**changes):
-    quality = {"quality_target": PredictedIoU(0.3).target, "target_power": 0.3, **changes}
-    return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **quality)
+    """With deltas in place of distributions, whose values are worked out more easily."""
+    settings = {"quality_target": PredictedIoU(0.3).target, "box_weight": weigh_by_score, "box_loss_weight": 2.0}
+    settings.update(changes)
+    return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **settings)
 
 
-def gfl():
-    coder = DistributionCoder(7)
-    return DetectionLoss(
-        ScoreRule(), coder, quality_focal_loss, soft_target=True, box_weight=weigh_by_score, box_loss_weight=2.0
-    )
+def gfl(floor=1.0):
+    weights = {"box_weight": weigh_by_score, "box_weight_floor": floor, "box_loss_weight": 2.0}
+    return DetectionLoss(ScoreRule(), DistributionCoder(7), quality_focal_loss, soft_target=True, **weights)
 
 
 def check(losses, **expected):
@@ -120,11 +121,46 @@ def test_atss(num_pos):
     )
 
 
-def test_weights_that_sum_to_less_than_one_are_divided_by_one():
-    targets = make_targets(1.0)
-    first = targets._replace(**{name: getattr(targets, name)[:1] for name in targets._fields[:4]})
-    losses = atss()(make_predictions(), first, ANCHORS, STRIDES)
+def first_alone(targets):
+    """The targets without their second positive."""
+    return targets._replace(**{name: getattr(targets, name)[:1] for name in targets._fields[:4]})
+
+
+def test_a_floor_divides_weights_that_sum_to_less():
+    losses = atss()(make_predictions(), first_alone(make_targets(1.0)), ANCHORS, STRIDES)
     assert losses["loss_box"].item() == pytest.approx(2 * W[0] / 2)
+
+
+@pytest.mark.parametrize("logit", [0.0, -20.0, -87.0, -1e4, -1e30])
+def test_without_a_floor_the_box_losses_are_the_weighted_mean_whatever_the_sum(logit):
+    """One positive: its own loss, however small its score. Where that is zero in float32, so is the loss."""
+    for loss, channels, box, dfl in (
+        (clq(), 4, 2 * 1 / 2, None),
+        (gfl(0.0), 32, 2 * (1 - 128 / 56**2), math.log(8) / 4),
+    ):
+        predictions = make_predictions(channels, quality=loss.quality_target is not None)
+        predictions.cls_logits.data.fill_(logit)
+        losses = loss(predictions, first_alone(make_targets(1.0)), ANCHORS, STRIDES)
+        seen = logit > -1e4
+        assert losses["loss_box"].item() == pytest.approx(box if seen else 0.0)
+        assert dfl is None or losses["loss_dfl"].item() == pytest.approx(dfl if seen else 0.0)
+        (grad,) = torch.autograd.grad(losses["loss_box"], predictions.box_pred)
+        assert grad.isfinite().all()
+        assert bool(grad.any()) == seen
+
+
+def test_the_sum_of_the_weights_is_that_of_all_levels_and_images():
+    """Scores 3/4 and 1/4 of GFL: losses are weighted by them and divided by 1, not by each image's own."""
+    predictions = make_predictions(32, quality=False)
+    with torch.no_grad():
+        predictions.cls_logits[0, 1, 0], predictions.cls_logits[1, 2, 0] = math.log(0.15 / 0.85), math.log(0.05 / 0.95)
+        predictions.cls_logits[0, 1, 1] = predictions.cls_logits[1, 2, 1] = -9.0
+    giou_loss = [1 - 128 / 56**2, 1 - 96 / 56**2]
+    for floor, norm in ((0.0, 0.2), (1.0, 1.0)):
+        losses = gfl(floor)(predictions, make_targets(), ANCHORS, STRIDES)
+        expected = 2 * (0.15 * giou_loss[0] + 0.05 * giou_loss[1]) / norm
+        assert losses["loss_box"].item() == pytest.approx(expected, rel=1e-5)
+        assert losses["loss_dfl"].item() == pytest.approx(0.25 * math.log(8) * 0.2 / norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_pos", [2.0, 5.0])
@@ -134,18 +170,19 @@ def test_clq(num_pos):
         predictions.quality_logits[0] = math.log(3)
         predictions.cls_logits[1, 3] = predictions.quality_logits[1, 3] = 30.0  # padding
     p, p_other = 0.5 * 0.75**0.3, 0.5 * 0.5**0.3  # the joint score in image 0 and 1
-    cls = qfl(p, 0.5**0.3) + 7 * qfl(p, 0) + qfl(p_other, (2 / 3) ** 0.3) + 5 * qfl(p_other, 0)
+    cls = qfl(p, 0.5) + 7 * qfl(p, 0) + qfl(p_other, 2 / 3) + 5 * qfl(p_other, 0)  # the IoU itself is the target
     check(
         clq()(predictions, make_targets(num_pos), ANCHORS, STRIDES),
         loss_cls=cls / num_pos,
-        loss_box=(1 / 2 + 1 / 3) / num_pos,
+        # Weighted by the joint score and divided by the sum of the weights, whatever the number of positives.
+        loss_box=2 * (p * 1 / 2 + p_other * 1 / 3) / (p + p_other),
         loss_quality=(bce(0.75, 1 / 2) + bce(0.5, 2 / 3)) / num_pos,
     )
 
 
 def test_loss_weights_scale_their_own_loss():
     plain = clq()(make_predictions(), make_targets(), ANCHORS, STRIDES)
-    scaled = clq(box_loss_weight=3.0, quality_loss_weight=0.5)(make_predictions(), make_targets(), ANCHORS, STRIDES)
+    scaled = clq(box_loss_weight=6.0, quality_loss_weight=0.5)(make_predictions(), make_targets(), ANCHORS, STRIDES)
     factors = {"loss_cls": 1, "loss_box": 3, "loss_quality": 0.5}
     check(scaled, **{name: plain[name].item() * factor for name, factor in factors.items()})
 
@@ -200,15 +237,16 @@ def tood():
     return DetectionLoss(ScoreRule(0.5, True, 0.5), DeltaCoder(), quality_focal_loss, soft_target=True, **weights)
 
 
-@pytest.mark.parametrize(("total", "norm"), [(1.2, 1.2), (0.6, 1.0)])
-def test_tood_learns_alignments_and_divides_by_their_sum(total, norm):
+@pytest.mark.parametrize("total", [1.2, 0.6, 1e-6])
+def test_tood_learns_alignments_and_divides_by_their_sum(total):
     """Class and map at 1/2 everywhere: score 1/2. Alignments of a third and two thirds of the total."""
+    norm = total
     first, second = total / 3, total * 2 / 3
     predictions, targets = make_predictions(), make_targets(total, alignment=tensor([first, second]))
     check(
         tood()(predictions, targets, ANCHORS, STRIDES),
         loss_cls=(qfl(0.5, first) + qfl(0.5, second) + 12 * qfl(0.5, 0)) / norm,
-        loss_box=2 * (first * 1 / 2 + second * 1 / 3) / norm,
+        loss_box=2 * (1 / 3 * 1 / 2 + 2 / 3 * 1 / 3),
     )
     predictions.quality_logits.data[:] = math.log(15)  # 15/16, so that the score is sqrt(15/32)
     p = (15 / 32) ** 0.5

@@ -52,8 +52,8 @@ def test_edge_matrix(row, autocast):
         objects = {name: x.item() for name, x in losses.items() if name != "loss_cls"}
         if edge == "no object at all":
             assert not any(objects.values())
-            # In these the class score reads the boxes, of negatives too: their distributions, their star.
-            if row not in ("gflv2", "vfnet"):
+            # In these the class score reads the boxes, of negatives too: their distributions, star or learned offsets.
+            if row not in ("gflv2", "vfnet", "clq", "atss_clq"):
                 assert not any(p.grad.any() for name, p in model.named_parameters() if "box_pred" in name)
         elif edge not in ("a pixel", "a single cell", "a pixel on a grid point"):
             assert all(objects.values()), (edge, objects)
@@ -119,7 +119,6 @@ def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, row)
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("QUALITY.NAME", "dgqp", "QUALITY.NAME dgqp: the quality comes from distributions"),
         ("BOX.CODING", "xywh", "xywh is not one of delta, distance, ltrb, distribution"),
         ("BOX.WEIGHT_BY", "area", "area is not one of none, centerness, score, iou, alignment"),
         ("BOX.WEIGHT_BY", "alignment", "needs MODEL.CLQ.ASSIGN.NAME task"),
@@ -131,7 +130,12 @@ def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, row)
         ("CLS.LOSS", "ce", "ce is not one of focal, qfl"),
         ("QUALITY.NAME", "lqe", "lqe is not one of none, centerness, iou"),
         ("QUALITY.ALPHA", 0.0, "alpha .* must be positive"),
-        ("QUALITY.TARGET", "gt", "pred_box or anchor, not gt"),
+        ("QUALITY.TOWER", "both", "reads the tower cls or reg, not both"),
+        ("ALIGN.OFFSET_GROUPS", 3, "OFFSET_GROUPS 3: must divide the 32 channels"),
+        ("ALIGN.GRADIENT", 1.5, "GRADIENT 1.5: must be within 0 and 1"),
+        ("BOX.WEIGHT_FLOOR", -1.0, "WEIGHT_FLOOR -1.0: must be at least 0"),
+        ("TOPK_COUNTS", "boxes", "boxes is not one of pairs, locations"),
+        ("ACTIVATION", "gelu", "gelu is not one of relu, leaky_relu"),
         ("ALIGN.NAME", "dcn", "dcn is not one of none, learned, geometric"),
         ("ALIGN.BACKEND", "cuda", "torchvision or grid_sample or gather, not cuda"),
         ("CONV_DIM", 40, "40 channels"),
@@ -142,3 +146,8 @@ def test_wrong_settings_are_named(key, value, said):
         build("clq", f"MODEL.CLQ.{key}", value)
     assert "MODEL.CLQ." in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_statistics_need_distributions():
+    with pytest.raises(UserError, match=r"QUALITY\.NAME dgqp: the quality comes from distributions"):
+        build("atss", "MODEL.CLQ.QUALITY.NAME", "dgqp")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.head import DenseHead, Predictions
+from clq.modeling.head import DenseHead, HeadPerLevel, Predictions
 from clq.modeling.quality import TowerQuality
 from clq.modeling.towers import Layers, separate_towers
 from torch import nn
@@ -17,7 +17,7 @@ def make_head(coder=None, **changes):
     coder = coder or DeltaCoder()
     layers = Layers(changes.pop("conv_dim", 64), changes.pop("num_convs", 2), changes.pop("norm", "GN"))
     towers = separate_towers(32, layers)
-    quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels))
+    quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels, tower="reg"))
     return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 
 
@@ -29,7 +29,7 @@ def make_features(n=2):
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
 @pytest.mark.parametrize("quality", [True, False])
 def test_shapes(coder, quality):
-    branch = TowerQuality(coder, 32, 64) if quality else None
+    branch = TowerQuality(coder, 32, 64, tower="cls") if quality else None
     out = make_head(coder, quality=branch, align=AlignConv(32, GeometricOffsets()))(make_features())
     assert [tuple(x.shape) for x in out.cls_logits] == [(2, 3, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.box_pred] == [(2, coder.num_channels, *s) for s in SIZES]
@@ -85,15 +85,40 @@ def test_each_level_has_its_own_scale_of_the_boxes_alone():
         assert torch.equal(after.quality_logits[i], before.quality_logits[i])
 
 
-def test_towers_are_shared_by_levels_and_the_quality_reads_the_regression_tower():
-    head, feature = make_head(), make_features()[0]
+def test_without_scales_of_levels_there_is_no_such_parameter():
+    head, plain = make_head(), make_head(level_scales=False)
+    assert set(dict(head.named_parameters())) - set(dict(plain.named_parameters())) == {"scales"}
+    torch.testing.assert_close(plain(make_features()).box_pred, head(make_features()).box_pred)  # scales begin at 1
+
+
+@pytest.mark.parametrize("tower", ["cls", "reg"])
+def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(tower):
+    branch = TowerQuality(None, 32, 64, tower=tower)
+    head, feature = make_head(quality=branch, align=AlignConv(32, GeometricOffsets())), make_features()[0]
     head.eval()
     same = head([feature] * 5)
     for name in ("cls_logits", "box_pred", "quality_logits"):
         first, *others = getattr(same, name)
         assert all(torch.equal(first, x) for x in others)
-    torch.testing.assert_close(same.quality_logits[0], head.quality_pred(None, head.reg_tower(feature), None))
-    torch.testing.assert_close(same.cls_logits[0], head.cls_logits(head.cls_tower(feature)))
+    boxes = head.coder.decode(same.box_pred[0].permute(0, 2, 3, 1), head.anchor, 1.0).permute(0, 3, 1, 2)
+    towers = {"cls": head.cls_tower(head.align(feature, boxes)), "reg": head.reg_tower(feature)}
+    conv = nn.functional.conv2d(towers[tower], branch.weight, branch.bias, padding=1)
+    torch.testing.assert_close(same.quality_logits[0], conv)
+    torch.testing.assert_close(same.cls_logits[0], head.cls_logits(towers["cls"]))
+
+
+def test_heads_of_their_own_share_nothing_and_each_is_the_head_of_its_level():
+    heads = [make_head(), make_head(level_scales=False)]
+    nn.init.normal_(heads[1].cls_logits.bias)
+    both, features = HeadPerLevel(heads), make_features()[:2]
+    out = both(features)
+    for level in range(2):
+        alone = heads[level]([features[level]])
+        for field, own in zip(out, alone, strict=True):
+            assert len(field) in (0, 2)
+            assert not own or torch.equal(field[level], own[0])
+    out.cls_logits[0].sum().backward()
+    assert {name.split(".")[1] for name, p in both.named_parameters() if p.grad is not None} == {"0"}
 
 
 class Recorder(nn.Module):
@@ -114,17 +139,18 @@ def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
     # The anchor, `scale` cells wide, moved right by its width and doubled in width.
     expected = torch.tensor([1 - 1.0, -0.5, 1 + 1.0, 0.5]) * scale
     torch.testing.assert_close(head.align.boxes, expected.view(1, 4, 1, 1).expand(2, 4, 1, 1))
-    assert not head.align.boxes.requires_grad
 
 
-@pytest.mark.parametrize("offsets", [GeometricOffsets, LearnedOffsets])
+@pytest.mark.parametrize(
+    ("offsets", "reaches"), [(GeometricOffsets(), False), (LearnedOffsets(), True), (LearnedOffsets(4, 0.0), False)]
+)
 @pytest.mark.parametrize("backend", ["torchvision", "grid_sample", "gather"])
-def test_no_gradient_flows_from_the_classes_into_the_boxes(offsets, backend):
-    head = make_head(align=AlignConv(32, offsets(), backend))
+def test_gradient_flows_from_the_classes_into_the_boxes_where_the_offsets_let_it(offsets, reaches, backend):
+    head = make_head(align=AlignConv(32, offsets, backend))
     features = make_features()
     sum(x.square().sum() for x in head(features).cls_logits).backward()
-    touched = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None}
-    assert touched == {"cls_tower", "cls_logits", "align"}
+    touched = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == {"cls_tower", "cls_logits", "align"} | ({"reg_tower", "box_pred", "scales"} if reaches else set())
     assert all(p.grad.any() for p in head.align.parameters())
     assert all(f.grad.any() for f in features)
 

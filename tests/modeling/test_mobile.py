@@ -47,6 +47,18 @@ def test_features_are_torchvisions():
         assert feature.shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
 
 
+def test_every_activation_is_the_one_asked_for():
+    opts = [*PAN, *STAGES, "MODEL.SHUFFLENET.ACTIVATION"]
+    kinds = {}
+    for name in ("relu", "leaky_relu"):
+        modules = list(build_backbone(clq.setup_cfg(None, [*opts, name])).modules())
+        kinds[name] = [m for m in modules if isinstance(m, (torch.nn.ReLU, torch.nn.LeakyReLU))]
+    assert {type(m) for m in kinds["relu"]} == {torch.nn.ReLU}
+    assert {(type(m), m.negative_slope) for m in kinds["leaky_relu"]} == {(torch.nn.LeakyReLU, 0.1)}
+    # One in the stem, three in each of three units with a stride, two in each of the thirteen others.
+    assert len(kinds["relu"]) == len(kinds["leaky_relu"]) == 1 + 3 * 3 + 2 * 13
+
+
 class Constants(Backbone):
     """Three levels of 4x4, 2x2 and 1x1 cells, each of one channel and one value."""
 
@@ -98,6 +110,7 @@ def test_from_a_config_every_parameter_learns(stem):
     ("key", "value", "said"),
     [
         ("SHUFFLENET.NAME", "resnet50", "resnet50: not one of shufflenet_v2_x0_5"),
+        ("SHUFFLENET.ACTIVATION", "gelu", "gelu: not one of relu, leaky_relu"),
         ("BACKBONE.FREEZE_AT", 2, "all of a ShuffleNet learns"),
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),

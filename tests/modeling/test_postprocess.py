@@ -22,10 +22,10 @@ def sigmoid(x):
 def iou(a, b):
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     inter = max(w, 0) * max(h, 0)
-    return inter / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - inter)
+    return inter and inter / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - inter)
 
 
-def slow(predictions, boxes, *, rule, thresh, topk, nms, most):
+def slow(predictions, boxes, *, rule, thresh, topk, nms, most, locations=False):
     """[(final score, box, class, class score, quality)], best first."""
     found = []
     for level, logits in enumerate(predictions.cls_logits):
@@ -36,13 +36,18 @@ def slow(predictions, boxes, *, rule, thresh, topk, nms, most):
                 final = sigmoid(logit) * quality**rule.alpha
                 trained = final if rule.joint else sigmoid(logit)
                 if trained > thresh:
-                    here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality))
-        found += sorted(here, key=lambda x: -x[0])[:topk]
+                    here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality, r))
+        here.sort(key=lambda x: -x[0])
+        if locations:  # of the best pairs as many as have topk locations, and these locations' other pairs
+            chosen = list(dict.fromkeys(x[-1] for x in here))[:topk]
+            found += [x[:-1] for x in here if x[-1] in chosen]
+        else:
+            found += [x[:-1] for x in here[:topk]]
     clipped = []
     for _, final, (x1, y1, x2, y2), k, cls, quality in found:
         x1, x2 = (min(max(x, 0), SIZE[1]) for x in (x1, x2))
         y1, y2 = (min(max(y, 0), SIZE[0]) for y in (y1, y2))
-        if x2 > x1 and y2 > y1:
+        if (x2 > x1 and y2 > y1) or locations:
             clipped.append((final, (x1, y1, x2, y2), k, cls, quality))
     kept = []
     for d in sorted(clipped, key=lambda x: -x[0]):
@@ -75,15 +80,17 @@ def random_predictions(coder, quality, spread=2.0):
 @pytest.mark.parametrize("rule", [ATSS, CLQ, NONE], ids=["atss", "clq", "none"])
 @pytest.mark.parametrize(
     ("thresh", "topk", "nms", "most"),
-    [(0.05, 1000, 0.6, 100), (0.05, 40, 0.6, 100), (0.2, 1000, 0.3, 7), (0.0, 1000, 0.5, 1000), (0.8, 1000, 0.6, 100)],
+    [(0.05, 1000, 0.6, 100), (0.05, 20, 0.6, 100), (0.2, 1000, 0.3, 7), (0.0, 1000, 0.5, 1000), (0.8, 1000, 0.6, 100)],
 )
-def test_equals_the_slow_form(coder, rule, thresh, topk, nms, most):
+@pytest.mark.parametrize("locations", [False, True], ids=["pairs", "locations"])
+def test_equals_the_slow_form(coder, rule, thresh, topk, nms, most, locations):
     torch.manual_seed(0)
     anchors, predictions = random_predictions(coder, quality=rule is not NONE)
 
     decoded = [coder.decode(*x).tolist() for x in zip(predictions.box_pred, anchors, tensor(STRIDES), strict=True)]
-    expected = slow(predictions, decoded, rule=rule, thresh=thresh, topk=topk, nms=nms, most=most)
-    found = DetectionSelector(rule, coder, thresh, topk, nms, most)(predictions, anchors, STRIDES, SIZE)
+    settings = {"rule": rule, "thresh": thresh, "topk": topk, "nms": nms, "most": most, "locations": locations}
+    expected = slow(predictions, decoded, **settings)
+    found = DetectionSelector(rule, coder, thresh, topk, nms, most, locations)(predictions, anchors, STRIDES, SIZE)
     assert len(found) == len(expected) > 0
     assert found.image_size == SIZE
     scores, boxes, classes, cls_scores, quality = (tensor(x) for x in zip(*expected, strict=True))
@@ -135,6 +142,22 @@ def test_boxes_are_clipped_and_what_is_outside_goes():
     anchors = [[-5.0, -5, 20, 30], [50, 40, 99, 99], [-9, -9, -1, -1], [90, 10, 99, 20]]
     found = select(NONE, *one_level([4.0, 3.0, 2.0, 1.0], anchors=anchors), size=(45, 90))
     assert found.pred_boxes.tensor.tolist() == [[0, 0, 20, 30], [50, 40, 90, 45]]
+
+
+def test_where_locations_count_boxes_without_area_stay():
+    """The second box lies outside the image, and is nothing after clipping; Detectron2 drops it at the very end."""
+    anchors = [[-5.0, -5, 20, 30], [-9, -9, -1, -1]]
+    found = select(NONE, *one_level([4.0, 3.0], anchors=anchors), size=(45, 90), count_locations=True)
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 20, 30], [0, 0, 0, 0]]
+
+
+def test_a_location_has_one_place_in_the_top_k_and_all_of_its_classes():
+    """Pairs by score: location 0, class 0 and 1, then location 1, class 0; one place."""
+    logits = [[3.0, 2.0], [1.0, -9.0]]
+    far = [[0.0, 0, 8, 8], [20, 0, 28, 8]]
+    for counts, classes in ((False, [0]), (True, [0, 1])):
+        found = select(NONE, *one_level(logits, anchors=far), topk_candidates=1, count_locations=counts)
+        assert found.pred_classes.tolist() == classes
 
 
 def test_nms_is_class_wise():

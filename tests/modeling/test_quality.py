@@ -42,13 +42,12 @@ def test_centerness_multiplies_at_test_only_and_without_exponent():
     assert (PredictedIoU(0.3).joint, PredictedIoU(0.3).alpha) == (True, 0.3)
 
 
-def test_predicted_iou_learns_the_iou_of_the_decoded_box_or_of_the_anchor():
+def test_predicted_iou_learns_the_iou_of_the_decoded_box():
     pred = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)  # IoU 100/200
     anchor = torch.tensor([[5.0, 0, 15, 20]])  # 100/300
     target = PredictedIoU().target(pred, GT, anchor)
     torch.testing.assert_close(target, torch.tensor([0.5]))
     assert not target.requires_grad
-    torch.testing.assert_close(PredictedIoU(of="anchor").target(pred, GT, anchor), torch.tensor([1 / 3]))
 
 
 def test_matched_iou_is_the_diagonal():
@@ -59,10 +58,21 @@ def test_matched_iou_is_the_diagonal():
     assert box_iou_matched(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
 
 
-@pytest.mark.parametrize(("alpha", "of"), [(0.0, "pred_box"), (-0.3, "anchor"), (0.3, "box")])
-def test_wrong_settings(alpha, of):
-    with pytest.raises(ValueError, match="must be positive" if of != "box" else "pred_box or anchor, not box"):
-        PredictedIoU(alpha, of)
+@pytest.mark.parametrize(("alpha", "tower", "said"), [(0.0, "cls", "be positive"), (-0.3, "reg", "be positive")])
+def test_wrong_settings(alpha, tower, said):
+    with pytest.raises(ValueError, match=said):
+        PredictedIoU(alpha, tower)
+
+
+@pytest.mark.parametrize(
+    ("quality", "tower"), [(PredictedIoU(), "cls"), (PredictedIoU(0.3, "reg"), "reg"), (Centerness(), "reg")]
+)
+def test_which_tower_the_branch_reads(quality, tower):
+    torch.manual_seed(0)
+    branch = quality.branch(DeltaCoder(), 8, 6)
+    towers = {"cls": torch.randn(2, 6, 3, 4), "reg": torch.randn(2, 6, 3, 4)}
+    expected = torch.nn.functional.conv2d(towers[tower], branch.weight, branch.bias, padding=1)
+    torch.testing.assert_close(branch(torch.randn(2, 8, 3, 4), **towers, box_pred=None), expected)
 
 
 def test_distribution_quality_by_hand():
@@ -77,7 +87,7 @@ def test_distribution_quality_by_hand():
         first.bias.zero_(), second.bias.fill_(0.5)
     pred = torch.zeros(1, 20, 2, 1)
     pred[0, 5:10, 1, 0] = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0]).log()
-    logits = branch(None, None, pred)
+    logits = branch(None, None, None, pred)
     assert logits.shape == (1, 1, 2, 1)
     uniform = 3 * 11111  # each of the four, and their mean, is 3/15
     expected = [uniform + 0.5, 5 + 40 + 300 + 2000 + 35000 + 0.5]
@@ -88,7 +98,7 @@ def test_distribution_quality_learns_through_the_distributions():
     torch.manual_seed(0)
     branch = DistributionQuality(DistributionCoder(7), 32, 32)
     pred = torch.randn(2, 32, 3, 4, requires_grad=True)
-    branch(None, None, pred).sum().backward()
+    branch(None, None, None, pred).sum().backward()
     assert pred.grad.abs().amax(dim=(0, 2, 3)).gt(0).sum() > 16  # not detached: sharpening a side raises its quality
     assert (DistributionGuided.joint, DistributionGuided.alpha, DistributionGuided.target) == (True, 1.0, None)
 
@@ -105,5 +115,5 @@ def test_the_probability_map_reads_all_layers_and_starts_at_the_prior():
     assert (quality.joint, quality.alpha, quality.cls_alpha, quality.target) == (True, 0.5, 0.5, None)
     branch = quality.branch(DeltaCoder(), 96, 32)
     assert isinstance(branch, ProbabilityMap)
-    out = branch(torch.randn(2, 96, 3, 4), None, None)
+    out = branch(torch.randn(2, 96, 3, 4), None, None, None)
     torch.testing.assert_close(out.sigmoid(), torch.full((2, 1, 3, 4), 0.2), atol=0.01, rtol=0)

@@ -51,7 +51,7 @@ def assert_same(found, expected, rtol):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("row", ["atss", "clq", "clq_learned", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
+@pytest.mark.parametrize("row", ["atss", "clq", "atss_clq", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
 def test_a_batch_in_parts_has_the_gradients_of_the_batch(row, parts):
     whole, split = build(row), build(row, "SOLVER.ACCUMULATE", parts)
     batch = uneven_batch()

@@ -18,16 +18,18 @@ FIVE_LEVELS = ["MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]]
 ROWS = {
     "atss": ("ATSS/atss_R_50_FPN_1x", [], {"loss_quality"}),
     "atss_qfl": ("ablations/atss_qfl_R_50_FPN_1x", [], set()),
-    "clq_wo_lqe": ("ablations/clq_wo_lqe_R_50_FPN_1x", [], set()),
-    "clq_wo_align": ("ablations/clq_wo_align_R_50_FPN_1x", [], {"loss_quality"}),
-    "clq": ("CLQ/clq_R_50_FPN_1x", [], {"loss_quality"}),
-    "clq_learned": ("ablations/clq_learned_align_R_50_FPN_1x", [], {"loss_quality"}),
+    "atss_lqe": ("ablations/atss_lqe_R_50_FPN_1x", [], {"loss_quality"}),
+    "atss_clq": ("ablations/atss_clq_R_50_FPN_1x", [], {"loss_quality"}),
+    "clq_wo_lqe": ("ablations/clq_wo_lqe_R_50_FPN_1x", [], {"loss_dfl"}),
+    "clq_wo_align": ("ablations/clq_wo_align_R_50_FPN_1x", [], {"loss_dfl", "loss_quality"}),
+    "clq": ("CLQ/clq_R_50_FPN_1x", [], {"loss_dfl", "loss_quality"}),
+    "clq_geometric": ("ablations/clq_geometric_align_R_50_FPN_1x", [], {"loss_dfl", "loss_quality"}),
     "gfl": ("GFL/gfl_R_50_FPN_1x", [], {"loss_dfl"}),
     "vfnet": ("VFNET/vfnet_R_50_FPN_1x", [], {"loss_box_coarse"}),
     "tood": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 0.0], set()),
     "tood_warmup": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 1.0], set()),
     "nanodet": ("NANODET/nanodet_m_320", FIVE_LEVELS, {"loss_dfl"}),
-    "clq_lite": ("CLQ/clq_lite_320", FIVE_LEVELS, {"loss_quality"}),
+    "clq_lite": ("CLQ/clq_lite_320", FIVE_LEVELS, {"loss_dfl", "loss_quality"}),
     "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 

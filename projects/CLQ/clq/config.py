@@ -29,6 +29,7 @@ def add_clq_config(cfg: CfgNode) -> None:
 def _add_model(cfg: CfgNode) -> None:
     cfg.MODEL.SHUFFLENET = CfgNode()
     cfg.MODEL.SHUFFLENET.NAME = "shufflenet_v2_x1_0"  # of build_shufflenet_pan_backbone: torchvision's, x0_5 to x2_0
+    cfg.MODEL.SHUFFLENET.ACTIVATION = "relu"  # relu | leaky_relu (slope 0.1, NanoDet)
 
     c = cfg.MODEL.CLQ = CfgNode()
     c.NUM_CLASSES = -1  # K; -1: as many as the first training set has
@@ -46,6 +47,9 @@ def _add_model(cfg: CfgNode) -> None:
     c.NUM_CONVS = 4  # depth of each tower
     c.CONV_DIM = 256  # its width
     c.NORM = "GN"  # its normalisation: any name that detectron2.layers.get_norm knows
+    c.ACTIVATION = "relu"  # after its normalisation: relu | leaky_relu (slope 0.1, NanoDet)
+    c.HEAD_PER_LEVEL = False  # a head for each level, nothing shared (NanoDet); otherwise one head for all levels
+    c.LEVEL_SCALES = True  # each level has a learnable scale of its box prediction (NanoDet has none)
     c.PRIOR_PROB = 0.01  # class probability at initialisation (RetinaNet's pi)
     c.TOPK = 9  # k, candidates per level and ground truth (ATSS)
 
@@ -59,17 +63,20 @@ def _add_model(cfg: CfgNode) -> None:
     c.ASSIGN.TASK_BETA = 6.0  # beta, exponent of the IoU
 
     c.BOX = CfgNode()
-    c.BOX.CODING = "delta"  # delta | distance (VFNet) | ltrb (TOOD) | distribution (GFL)
+    c.BOX.CODING = "distribution"  # delta | distance (VFNet) | ltrb (TOOD) | distribution (GFL)
     c.BOX.WEIGHTS = [10.0, 10.0, 5.0, 5.0]  # of (dx, dy, dw, dh) with delta coding
     c.BOX.REG_MAX = 16  # n, last bin of each side's distribution (GFL), in strides
-    c.BOX.LOSS_WEIGHT = 1.0  # of GIoU (eq. 5; ATSS and GFL: 2)
+    c.BOX.LOSS_WEIGHT = 2.0  # of GIoU (2 in all variants; eq. 5 of CLQ's text says 1)
     c.BOX.DFL_WEIGHT = 0.25  # of distribution focal loss (GFL's lambda_1)
-    # none | centerness (ATSS) | score (GFL: detached maximum class score) | iou (VFNet: of the decoded box)
+    # none | centerness (ATSS) | score (GFL, CLQ: the detached maximum of the score) | iou (VFNet: of the decoded box)
     # | alignment (TOOD: of ASSIGN.NAME task)
-    c.BOX.WEIGHT_BY = "none"
+    c.BOX.WEIGHT_BY = "score"
+    # The box losses are divided by the sum of these weights, or by this where the sum is smaller. MMDetection has 1 in
+    # ATSS, GFL and VFNet; the authors of GFLv2, CLQ, NanoDet and TOOD have no floor: 0.
+    c.BOX.WEIGHT_FLOOR = 0.0
 
     c.CLS = CfgNode()
-    c.CLS.LOSS = "qfl"  # focal (target 1) | qfl (target IoU^alpha, eq. 4) | vfl (VFNet's varifocal loss, target IoU)
+    c.CLS.LOSS = "qfl"  # focal (target 1) | qfl (target IoU, eq. 4) | vfl (VFNet's varifocal loss, target IoU)
     c.CLS.BETA = 2.0  # beta of QFL (eq. 4)
     c.CLS.FOCAL_ALPHA = 0.25
     c.CLS.FOCAL_GAMMA = 2.0
@@ -81,12 +88,20 @@ def _add_model(cfg: CfgNode) -> None:
     # | dgqp (GFLv2: from the box's distributions, in the score, train and test)
     # | task (TOOD: a map whose geometric mean with the class score is the score, train and test)
     c.QUALITY.NAME = "iou"
-    c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha; also the exponent of the class target
+    c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha
     c.QUALITY.LOSS_WEIGHT = 1.0  # of the branch's BCE (eq. 1)
-    c.QUALITY.TARGET = "pred_box"  # whose IoU the LQE learns: pred_box (decoded, no gradient) | anchor
+    # Which tower the iou branch reads: cls (CLQ's authors: behind the alignment) | reg (as the paper's text says). The
+    # centerness branch always reads the regression tower.
+    c.QUALITY.TOWER = "cls"
 
     c.ALIGN = CfgNode()
-    c.ALIGN.NAME = "geometric"  # none | learned (1x1 conv on the regressed box) | geometric (taps spread over it)
+    # none | learned (CLQ's authors: offsets by a 1x1 convolution on the regressed box) | geometric (this project's own:
+    # taps spread over the box)
+    c.ALIGN.NAME = "learned"
+    c.ALIGN.OFFSET_GROUPS = 4  # of learned: groups of channels, each with offsets of its own
+    c.ALIGN.GRADIENT = (
+        1.0  # of learned and geometric: share of the gradient that flows through the offsets into the box
+    )
     c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (in plain torch); of star too
 
     c.REFINE = CfgNode()
@@ -97,6 +112,9 @@ def _add_model(cfg: CfgNode) -> None:
 
     c.SCORE_THRESH = 0.05  # final score (ATSS: class score) below which nothing is a candidate
     c.TOPK_CANDIDATES = 1000  # per level, before NMS
+    # What these count: pairs (of location and class, as MMDetection) | locations (by their best class, as GFLv2's
+    # repository, CLQ's authors and NanoDet, which also keep boxes without area)
+    c.TOPK_COUNTS = "locations"
     c.NMS_THRESH = 0.6
 
 
@@ -189,6 +207,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file. See configs/ for those that come with the project.")
     try:
+        _keep_older_meaning(cfg, path)
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as e:
         raise UserError(f"{path}: only plain yaml is read ({e.problem}); write lists as [a, b].") from e
@@ -204,6 +223,27 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         ) from e
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"{path}: {_explain(cfg, e)}") from e
+
+
+def _keep_older_meaning(cfg: CfgNode, path: str) -> None:
+    """Sets what a config meant that a training saved while CLQ followed the paper's text: it names QUALITY.TARGET.
+
+    Only whole configs, such as those beside checkpoints, are read so; their detectors then give what they gave.
+    """
+    node = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    for name in ("MODEL", "CLQ", "QUALITY"):
+        node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or "TARGET" not in node:
+        return
+    cfg.register_deprecated_key("MODEL.CLQ.QUALITY.TARGET")
+    c = cfg.MODEL.CLQ
+    c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT = "reg", 1, 0.0
+    c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS = 1.0, "pairs"
+    logger.warning(
+        "%s: of an older version, where MODEL.CLQ.QUALITY.TARGET existed. Its detector is built as it was; training "
+        "goes on with the IoU as class target, not its power alpha.",
+        path,
+    )
 
 
 def _merge_opts(cfg: CfgNode, opts: list) -> None:

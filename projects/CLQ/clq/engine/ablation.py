@@ -23,7 +23,20 @@ from clq.evaluation.metrics import METRICS
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 # What makes a row; all else (backbone, widths, data, schedule) is the study's, the same for all rows.
-CELLS = "TOWERS", "CONV", "RELU_BEFORE_P7", "ASSIGN", "BOX", "CLS", "QUALITY", "ALIGN", "REFINE"
+CELLS = (
+    "TOWERS",
+    "CONV",
+    "HEAD_PER_LEVEL",
+    "LEVEL_SCALES",
+    "RELU_BEFORE_P7",
+    "ASSIGN",
+    "BOX",
+    "CLS",
+    "QUALITY",
+    "ALIGN",
+    "REFINE",
+    "TOPK_COUNTS",
+)
 # Rows of Detectron2's own models bring their pyramid too: some start from P2, some make P6 and P7 in another way.
 _PYRAMID = "BACKBONE.NAME", "RESNETS.OUT_FEATURES", "FPN.IN_FEATURES"
 _ROI = "ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "MASK_ON"

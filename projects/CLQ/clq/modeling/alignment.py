@@ -21,52 +21,72 @@ _SAMPLES_AT_ONCE, _SAMPLES_AT_ONCE_IN_TRAINING = 512 * 9 * 256, 6_000_000
 _TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
 
 
-class _Offsets(nn.Module):
-    """Has the regular taps, (9, 2), where the model is."""
+class Offsets(nn.Module):
+    """Where the nine taps go, from the box of each location; subclasses say how.
 
-    def __init__(self):
+    Args:
+        gradient: share of the gradient that flows back into the boxes, 0 to 1.
+    """
+
+    def __init__(self, gradient: float):
         super().__init__()
+        self.gradient = gradient
+        # Regular taps, (9, 2). A buffer, so that it is where the model is.
         self.register_buffer("taps", _TAPS, persistent=False)
 
-
-class GeometricOffsets(_Offsets):
-    """Taps at the centres of the 3x3 equal parts of the box; no parameters."""
-
     def forward(self, boxes: Tensor) -> Tensor:
-        """Offsets (N, 18, H, W) in cells, (dy, dx) of each tap, from boxes (N, 4, H, W)."""
+        """Offsets of the taps from their regular positions.
+
+        Args:
+            boxes: (N, 4, H, W) XYXY in stride units relative to each location.
+
+        Returns:
+            (N, 18 G, H, W) in cells: for each of the G offset groups and nine taps (row-major) dy and dx.
+        """
+        return self._offsets(torch.lerp(boxes.detach(), boxes, self.gradient))
+
+    def _offsets(self, boxes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class GeometricOffsets(Offsets):
+    """Taps at the centres of the 3x3 equal parts of the box; no parameters, one offset group."""
+
+    def __init__(self, gradient: float = 0.0):
+        super().__init__(gradient)
+
+    def _offsets(self, boxes: Tensor) -> Tensor:
         x1, y1, x2, y2 = boxes.unbind(dim=1)
         center = torch.stack(((y1 + y2) / 2, (x1 + x2) / 2), dim=1).unsqueeze(1)  # (N, 1, 2, H, W)
         third = torch.stack(((y2 - y1) / 3, (x2 - x1) / 3), dim=1).unsqueeze(1)
         return (center + self.taps.view(1, 9, 2, 1, 1) * (third - 1)).flatten(1, 2)
 
 
-class LearnedOffsets(nn.Module):
-    """A 1x1 convolution from the four sides of the box to the offsets (FoveaBox's feature alignment)."""
+class LearnedOffsets(Offsets):
+    """A 1x1 convolution from the four sides of the box to the offsets (FoveaBox's feature alignment; CLQ's authors').
 
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 18, 1, bias=False)
+    Args:
+        groups: G, number of offset groups; each moves its own G-th part of the channels.
+        gradient: share of the gradient that flows back into the boxes; all of it in the CLQ authors' code.
+    """
+
+    def __init__(self, groups: int = 4, gradient: float = 1.0):
+        super().__init__(gradient)
+        self.conv = nn.Conv2d(4, groups * 18, 1, bias=False)
         nn.init.normal_(self.conv.weight, std=0.1)
 
-    def forward(self, boxes: Tensor) -> Tensor:
-        """Offsets (N, 18, H, W) in cells, (dy, dx) of each tap, from boxes (N, 4, H, W)."""
+    def _offsets(self, boxes: Tensor) -> Tensor:
         return self.conv(boxes)
 
 
-class StarOffsets(_Offsets):
-    """VFNet's star: taps at the location itself, the corners of its box and the sides beside it (eq. in section 3.3).
-
-    Args:
-        gradient: share of the gradient that flows back into the boxes.
-    """
+class StarOffsets(Offsets):
+    """VFNet's star: taps at the location itself, the corners of its box and the sides beside it (section 3.3)."""
 
     def __init__(self, gradient: float = 0.1):
-        super().__init__()
-        self.gradient = gradient
+        super().__init__(gradient)
 
-    def forward(self, boxes: Tensor) -> Tensor:
-        """Offsets (N, 18, H, W) in cells, (dy, dx) of each tap, from boxes (N, 4, H, W)."""
-        x1, y1, x2, y2 = torch.lerp(boxes.detach(), boxes, self.gradient).unbind(dim=1)
+    def _offsets(self, boxes: Tensor) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(dim=1)
         zero = torch.zeros_like(x1)
         taps = torch.stack([torch.stack((y, x), dim=1) for y in (y1, zero, y2) for x in (x1, zero, x2)], dim=1)
         return (taps - self.taps.view(1, 9, 2, 1, 1)).flatten(1, 2)
@@ -76,8 +96,8 @@ class AlignConv(nn.Module):
     """Deformable 3x3 convolution guided by boxes, then ReLU.
 
     Args:
-        channels: of input and output.
-        offsets: module from boxes (N, 4, H, W) to offsets (N, 18, H, W).
+        channels: number of channels of input and output; a multiple of the number of offset groups.
+        offsets: module from boxes (N, 4, H, W) to offsets (N, 18 G, H, W).
         backend: one of :data:`BACKENDS`, or ``auto``: ``gather`` on the CPU, where it is the fastest, torchvision's op
             elsewhere.
 
@@ -127,36 +147,42 @@ def deform_conv2d_grid_sample(x: Tensor, offsets: Tensor, weight: Tensor) -> Ten
 
     Args:
         x: (N, C, H, W).
-        offsets: (N, 18, H, W) in cells, (dy, dx) of each tap, row-major.
+        offsets: (N, 18 G, H, W) in cells: for each offset group and tap (row-major) dy and dx. Group g moves the g-th
+            C / G channels.
         weight: (O, C, 3, 3).
 
     Returns:
         (N, O, H, W).
     """
     n, c, h, w = x.shape
-    y, x_pos = _tap_positions(offsets)
+    groups = offsets.shape[1] // 18
+    y, x_pos = _tap_positions(offsets)  # (N, G, 9, H, W)
     # grid_sample's coordinates with align_corners=False: cell i is at (2i + 1) / size - 1.
-    grid = torch.stack(((2 * x_pos + 1) / w - 1, (2 * y + 1) / h - 1), dim=-1)
-    columns = F.grid_sample(x, grid.view(n, 9 * h, w, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = torch.stack(((2 * x_pos + 1) / w - 1, (2 * y + 1) / h - 1), dim=-1).view(n * groups, 9 * h, w, 2)
+    x = x.reshape(n * groups, c // groups, h, w)
+    columns = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (weight.flatten(1) @ columns.view(n, c * 9, h * w)).view(n, -1, h, w)
 
 
 def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """As :func:`deform_conv2d_grid_sample`, faster on CPUs: each sample is a weighted sum of four rows of a table.
 
-    A row holds all channels of a cell, so reading it is one contiguous copy. torch's embedding bag, which recommender
-    systems live on, sums four of them with their bilinear weights on all cores, and knows its gradients.
+    A row holds one group's channels of a cell, so reading it is one contiguous copy. torch's embedding bag, which
+    recommender systems live on, sums four of them with their bilinear weights on all cores, and knows its gradients.
     """
     n, c, h, w = x.shape
-    y, x_pos = (position.permute(0, 2, 3, 1).contiguous() for position in _tap_positions(offsets))  # (N, H, W, 9)
+    groups = offsets.shape[1] // 18
+    y, x_pos = (position.permute(0, 3, 4, 1, 2).contiguous() for position in _tap_positions(offsets))  # (N, H, W, G, 9)
     rows, row_weights = _neighbours(y, h)
     cols, col_weights = _neighbours(x_pos, w)
-    image = torch.arange(n, dtype=torch.int32, device=x.device).view(n, 1, 1, 1, 1)
-    cells = ((image * h + rows) * w).unsqueeze(-1) + cols.unsqueeze(-2)  # (N, H, W, 9, 2, 2)
-    bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)
-    table = x.permute(0, 2, 3, 1).reshape(-1, c)
-    kernel = weight.permute(2, 3, 1, 0).reshape(9 * c, -1)
-    out = _in_parts(table, cells.view(-1, 9, 4), bilinear.view(-1, 9, 4), kernel)
+    # In int32, half the memory; a row of the table is ((image * H + row) * W + column) * G + group.
+    image = torch.arange(0, n * h, h, dtype=torch.int32, device=x.device).view(n, 1, 1, 1, 1, 1)
+    group = torch.arange(groups, dtype=torch.int32, device=x.device).view(groups, 1, 1)
+    cells = ((image + rows) * (w * groups)).unsqueeze(-1) + (cols * groups + group).unsqueeze(-2)
+    bilinear = row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)  # both (N, H, W, G, 9, 2, 2)
+    table = x.permute(0, 2, 3, 1).reshape(-1, c // groups)
+    kernel = weight.view(len(weight), groups, -1, 9).permute(1, 3, 2, 0).reshape(9 * c, -1)
+    out = _in_parts(table, cells.view(n * h * w, -1, 4), bilinear.view(n * h * w, -1, 4), kernel)
     return out.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -168,10 +194,10 @@ def _in_parts(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) ->
     the compiled form, which then fits few sizes.
 
     Args:
-        table: (N H W, C), all cells.
-        cells: (P, 9, 4) int32, four cells for each tap of each location.
-        bilinear: (P, 9, 4), their weights.
-        kernel: (9 C, O).
+        table: (N H W G, C / G), one row for each cell and offset group.
+        cells: (P, 9 G, 4) int32, the four rows of the table for each group and tap of each location.
+        bilinear: (P, 9 G, 4), their weights.
+        kernel: (9 C, O), its rows by group, tap and channel.
     """
     training = torch.is_grad_enabled()
     at_once = (_SAMPLES_AT_ONCE_IN_TRAINING if training else _SAMPLES_AT_ONCE) // len(kernel)
@@ -202,12 +228,12 @@ def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, 9, H, W) of the taps on the map, from offsets (N, 18, H, W)."""
-    n, _, h, w = offsets.shape
-    taps = offsets.view(n, 9, 2, h, w) + _TAPS.to(offsets, non_blocking=True).view(1, 9, 2, 1, 1)
+    """Rows and columns (N, G, 9, H, W) of the taps on the map, from offsets (N, 18 G, H, W)."""
+    n, channels, h, w = offsets.shape
+    taps = offsets.view(n, channels // 18, 9, 2, h, w) + _TAPS.to(offsets, non_blocking=True).view(9, 2, 1, 1)
     rows = torch.arange(h, device=offsets.device, dtype=offsets.dtype).view(h, 1)
     cols = torch.arange(w, device=offsets.device, dtype=offsets.dtype)
-    return taps[:, :, 0] + rows, taps[:, :, 1] + cols
+    return taps[:, :, :, 0] + rows, taps[:, :, :, 1] + cols
 
 
 # Names of MODEL.CLQ.ALIGN.BACKEND: the same function of the same parameters.

@@ -15,6 +15,8 @@ from clq.modeling.quality import box_iou_matched, centerness
 from clq.modeling.scoring import LogScore, ScoreRule
 from clq.modeling.targets import Targets
 
+_NONE = 1e-12  # a sum of alignments below this is that of a batch without positives, as in TOOD's code
+
 
 def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
     """(P,) ATSS: centerness of each positive's anchor (P, 4) in its ground truth."""
@@ -40,21 +42,23 @@ class DetectionLoss:
     r"""Class loss on the final score, GIoU on the decoded box, and the quality branch's binary cross entropy.
 
     Class and quality losses are divided by the number of positives (TOOD: by the sum of their alignments); the box
-    losses by the same, or, where positives are weighted, by the sum of the weights. Normalisers are averaged over ranks
-    and at least 1. The keys of the losses do not depend on the batch, and a batch without objects gives every
-    prediction a gradient of zero.
+    losses by the same, or, where positives are weighted, by the sum of the weights. Normalisers are averaged over
+    ranks; without any positive they count as 1. The keys of the losses do not depend on the batch, and a batch without
+    objects gives every prediction a gradient of zero.
 
     Args:
         score: which score is trained.
         coder: decodes boxes; may add its own loss (``loss_dfl``).
         class_loss: elementwise loss of (LogScore, target), both (N, R, K).
-        soft_target: a positive's class target is its alignment, or else a power of the IoU of its decoded box (no
-            gradient); False: 1.
-        target_power: that power, CLQ's :math:`\alpha`.
+        soft_target: a positive's class target is its alignment, or else the IoU of its decoded box (no gradient);
+            False: 1.
         quality_target: what the quality branch learns, (P,) from (decoded boxes, ground truths, anchors), all (P, 4)
             XYXY pixels; None for nothing of its own.
         box_weight: weight (P,) of each positive in the box losses, from (its score, decoded box, anchor, the
             targets); None: 1. It and ``quality_target`` must be finite for the targets' rows too many.
+        box_weight_floor: least value of the sum of these weights that the box losses are divided by. MMDetection has 1
+            in ATSS, GFL and VFNet, which shrinks the box losses of small batches early in training; the authors of
+            GFLv2, CLQ, NanoDet and TOOD have none, 0: the loss is then always the weighted mean.
         box_loss_weight: of GIoU.
         coarse_loss_weight: of GIoU on the boxes before their refinement, where there is one.
         coder_loss_weight: of the coder's own loss.
@@ -68,9 +72,9 @@ class DetectionLoss:
         class_loss: Callable[[LogScore, Tensor], Tensor],
         *,
         soft_target: bool,
-        target_power: float = 1.0,
         quality_target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         box_weight: Callable[[LogScore, Tensor, Tensor, Targets], Tensor] | None = None,
+        box_weight_floor: float = 0.0,
         box_loss_weight: float = 1.0,
         coarse_loss_weight: float = 1.5,
         coder_loss_weight: float = 0.25,
@@ -80,9 +84,11 @@ class DetectionLoss:
         self.coder = coder
         self.class_loss = class_loss
         self.soft_target = soft_target
-        self.target_power = target_power
         self.quality_target = quality_target
         self.box_weight = box_weight
+        # With no floor the smallest normal number: weights are divided by their sum before anything else, so that they
+        # and all gradients stay finite for any sum, and are zero where it is.
+        self.box_weight_floor = max(box_weight_floor, torch.finfo(torch.float32).tiny)
         self.box_loss_weight = box_loss_weight
         self.coarse_loss_weight = coarse_loss_weight
         self.coder_loss_weight = coder_loss_weight
@@ -100,7 +106,8 @@ class DetectionLoss:
         cls_logits, box_pred, quality_logits, coarse_box_pred = predictions
         anchors, strides, box_pred = anchors[targets.location], strides[targets.location], targets.at(box_pred)
         boxes = self.coder.decode(box_pred, anchors, strides)
-        num_pos = mean_over_ranks(targets.num_pos).clamp(min=1.0)
+        num_pos = mean_over_ranks(targets.num_pos)
+        num_pos = torch.where(num_pos > _NONE, num_pos, 1.0)
 
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
@@ -127,15 +134,16 @@ class DetectionLoss:
         weight, norm = targets.is_positive.float(), num_pos
         if self.box_weight is not None:
             weight = weight * self.box_weight(score, boxes, anchors, targets)
-            norm = mean_over_ranks(weight.sum()).clamp(min=1.0)
-        return {name: (loss * weight).sum() / norm for name, loss in losses.items()}
+            norm = mean_over_ranks(weight.sum()).clamp(min=self.box_weight_floor)
+        weight = weight / norm
+        return {name: (loss * weight).sum() for name, loss in losses.items()}
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)
         value = targets.is_positive.float()
         if self.soft_target:
             iou = box_iou_matched(boxes, targets.gt_boxes)
-            value = value * (iou**self.target_power if targets.alignment is None else targets.alignment)
+            value = value * (iou if targets.alignment is None else targets.alignment)
         # Added, not set: a row too many adds its zero to what may be a positive.
         where = targets.image, targets.location, targets.gt_classes
         target.index_put_(where, value.to(target.dtype), accumulate=True)

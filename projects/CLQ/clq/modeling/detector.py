@@ -22,7 +22,15 @@ from clq.modeling.matcher import ATSSMatcher, sent
 from clq.modeling.postprocess import DetectionSelector, moved_to_image
 from clq.modeling.ranges import check_ranges
 from clq.modeling.recompute import recompute_stages, recomputed
-from clq.modeling.rows import build_coder, build_head, build_loss, build_quality, build_task_aligned, pyramid_shapes
+from clq.modeling.rows import (
+    build_coder,
+    build_head,
+    build_loss,
+    build_quality,
+    build_selector,
+    build_task_aligned,
+    pyramid_shapes,
+)
 from clq.modeling.scoring import ScoreRule
 from clq.modeling.targets import covered, make_targets
 from clq.modeling.task_aligned import TaskAlignedPhase
@@ -93,7 +101,6 @@ class CLQ(DenseDetector):
         coder, quality = build_coder(cfg), build_quality(cfg)
         score = ScoreRule(quality.alpha, quality.joint, quality.cls_alpha) if quality else ScoreRule()
         sizes = [[c.ANCHOR_SCALE * stride] for stride in strides]
-        limits = c.SCORE_THRESH, c.TOPK_CANDIDATES, c.NMS_THRESH, cfg.TEST.DETECTIONS_PER_IMAGE
         return {
             "backbone": backbone,
             "head": build_head(cfg, shapes, coder, quality),
@@ -103,7 +110,7 @@ class CLQ(DenseDetector):
             ),
             "matcher": ATSSMatcher(c.TOPK, c.ANCHOR_SCALE, c.ANCHOR_OFFSET),
             "loss": build_loss(cfg, coder, quality, score),
-            "selector": DetectionSelector(score, coder, *limits),
+            "selector": build_selector(cfg, coder, score),
             "task_aligned": build_task_aligned(cfg, coder, quality, score),
             "num_parts": cfg.SOLVER.ACCUMULATE,
             "compiled": c.COMPILE,

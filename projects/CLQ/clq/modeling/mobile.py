@@ -1,5 +1,8 @@
 """NanoDet's body: ShuffleNetV2 and a pyramid without convolutions, for machines without a GPU."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torchvision
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -9,6 +12,8 @@ from torch.nn import functional as F
 from clq.errors import UserError
 
 _STRIDES = {"stem": 4, "stage2": 8, "stage3": 16, "stage4": 32}
+# Names of MODEL.SHUFFLENET.ACTIVATION.
+_ACTIVATIONS = {"relu": None, "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True)}
 BODIES = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
 
 
@@ -18,11 +23,17 @@ class ShuffleNetV2(Backbone):
     Args:
         name: one of :data:`BODIES`.
         last: the coarsest feature; stages behind it are not built.
+        activation: makes the module that takes the place of each ReLU.
     """
 
-    def __init__(self, name: str, last: str = "stage4"):
+    def __init__(self, name: str, last: str = "stage4", activation: Callable[[], nn.Module] | None = None):
         super().__init__()
         body = torchvision.models.get_model(name, weights=None)
+        if activation is not None:
+            for parent in list(body.modules()):
+                for key, child in list(parent.named_children()):
+                    if isinstance(child, nn.ReLU):
+                        setattr(parent, key, activation())
         self.conv1, self.maxpool = body.conv1, body.maxpool
         self._stages = list(_STRIDES)[1 : list(_STRIDES).index(last) + 1]
         channels = {"stem": body.conv1[0].out_channels}
@@ -106,6 +117,9 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
     if name not in BODIES:
         raise UserError(f"MODEL.SHUFFLENET.NAME {name}: not one of {', '.join(BODIES)}.")
+    activation = cfg.MODEL.SHUFFLENET.ACTIVATION
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"MODEL.SHUFFLENET.ACTIVATION {activation}: not one of {', '.join(_ACTIVATIONS)}.")
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
             f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all of a ShuffleNet learns; set it to 0."
@@ -117,7 +131,7 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
         )
     if not features or features != [f for f in _STRIDES if f in features]:
         raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")
-    pan = LitePAN(ShuffleNetV2(name, features[-1]), features, cfg.MODEL.FPN.OUT_CHANNELS)
+    pan = LitePAN(ShuffleNetV2(name, features[-1], _ACTIVATIONS[activation]), features, cfg.MODEL.FPN.OUT_CHANNELS)
     if list(cfg.MODEL.CLQ.IN_FEATURES) != list(pan.output_shape()):
         raise UserError(
             f"MODEL.CLQ.IN_FEATURES {cfg.MODEL.CLQ.IN_FEATURES}: the pyramid of {', '.join(features)} has the levels "

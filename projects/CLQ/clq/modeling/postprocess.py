@@ -16,11 +16,16 @@ from clq.modeling.scoring import ScoreRule
 class DetectionSelector:
     """Score threshold and top-k per level, decoding of what is left, clipping, class-wise NMS.
 
+    What the top-k counts differs between code bases. MMDetection counts pairs of a location and a class, and drops
+    boxes without area before NMS. GFLv2's repository, on which CLQ's authors built, and NanoDet count locations by
+    their best class, keep all classes above the threshold there, and keep boxes without area.
+
     Attributes:
         score: candidates are filtered by ``score.trained`` and carry ``score.final`` (which differ for ATSS alone).
         coder: decodes boxes.
         score_thresh: candidates score above this, in [0, 1).
-        topk_candidates: at most so many per level.
+        topk_candidates: at most this many per level.
+        count_locations: the top-k counts locations; otherwise pairs of a location and a class.
         nms_thresh: IoU above which the lower of two boxes of a class goes.
         max_detections: at most so many per image.
     """
@@ -31,6 +36,7 @@ class DetectionSelector:
     topk_candidates: int = 1000
     nms_thresh: float = 0.6
     max_detections: int = 100
+    count_locations: bool = False
 
     def __call__(
         self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
@@ -61,7 +67,7 @@ class DetectionSelector:
     def select(self, candidates: Instances) -> Instances:
         """Clips the boxes of an image's candidates to it (in place); those that class-wise NMS leaves, best first."""
         candidates.pred_boxes.clip(candidates.image_size)
-        found = candidates[candidates.pred_boxes.nonempty()]
+        found = candidates if self.count_locations else candidates[candidates.pred_boxes.nonempty()]
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
         return found[keep[: self.max_detections]]
 
@@ -75,8 +81,7 @@ class DetectionSelector:
         quality = None if quality_logits is None else quality_logits[location]
         filter_score = self.score.trained(logits, quality).log_p.squeeze(-1).exp()
 
-        keep = (filter_score > self.score_thresh).nonzero().squeeze(-1)
-        keep = keep[filter_score[keep].argsort(descending=True, stable=True)[: self.topk_candidates]]
+        keep = self._top(filter_score, location, len(cls_logits))
         location, label, logits = location[keep], label[keep], logits[keep]
         quality = None if quality is None else quality[keep]
         out = Instances(image_size)
@@ -87,6 +92,16 @@ class DetectionSelector:
             out.cls_scores = logits.squeeze(-1).float().sigmoid()
             out.pred_quality = quality.squeeze(-1).float().sigmoid()
         return out
+
+    def _top(self, score: Tensor, location: Tensor, num_locations: int) -> Tensor:
+        """Indices of the pairs (P,) of one level that stay, best first, from their filter scores and locations."""
+        keep = (score > self.score_thresh).nonzero().squeeze(-1)
+        keep = keep[score[keep].argsort(descending=True, stable=True)]
+        if not self.count_locations:
+            return keep[: self.topk_candidates]
+        best = score.new_zeros(num_locations).scatter_reduce_(0, location, score, "amax")
+        chosen = best.argsort(descending=True, stable=True)[: self.topk_candidates]
+        return keep[torch.zeros_like(best, dtype=torch.bool).index_fill_(0, chosen, True)[location[keep]]]
 
 
 def moved_to_image(found: Instances, batched_input: dict) -> Instances:

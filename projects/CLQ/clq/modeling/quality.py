@@ -32,19 +32,26 @@ def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
 
 
 class TowerQuality(Conv2d):
-    """Quality logit from the regression tower, by one 3x3 convolution.
+    """Quality logit from one of the two towers, by one 3x3 convolution.
 
     Args:
         coder, in_channels: unused; see the other branches.
-        channels: of the tower.
+        channels: number of channels of the tower.
+        tower: which tower it reads, ``cls`` (behind the feature alignment, where there is one) or ``reg``.
+
+    Raises:
+        ValueError: there is no such tower.
     """
 
-    def __init__(self, coder, in_channels: int, channels: int):
+    def __init__(self, coder, in_channels: int, channels: int, *, tower: str):
+        if tower not in ("cls", "reg"):
+            raise ValueError(f"the quality branch reads the tower cls or reg, not {tower}")
         super().__init__(channels, 1, 3, padding=1)
+        self.tower = tower
 
-    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
-        """(N, 1, H, W) logits from the tower's output (N, channels, H, W)."""
-        return super().forward(tower)
+    def forward(self, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor) -> Tensor:
+        """(N, 1, H, W) logits from the towers' outputs (N, channels, H, W)."""
+        return super().forward(cls if self.tower == "cls" else reg)
 
 
 class DistributionQuality(nn.Sequential):
@@ -72,7 +79,7 @@ class DistributionQuality(nn.Sequential):
         self.coder = coder
         self.topk = topk
 
-    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor) -> Tensor:
         """(N, 1, H, W) logits from the box prediction (N, 4 (n + 1), H, W), with gradient into it."""
         largest = self.coder.probabilities(box_pred.permute(0, 2, 3, 1)).topk(self.topk, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1)  # (N, H, W, 4, k + 1)
@@ -93,7 +100,7 @@ class ProbabilityMap(nn.Sequential):
         super().__init__(small_conv(in_channels, hidden, 1, 0.01), nn.ReLU(), small_conv(hidden, 1, 3, 0.01))
         nn.init.constant_(self[2].bias, -math.log((1 - prior_prob) / prior_prob))
 
-    def forward(self, feature: Tensor, tower: Tensor, box_pred: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor) -> Tensor:
         """(N, 1, H, W) logits from the towers' input (N, in_channels, H, W)."""
         return super().forward(feature)
 
@@ -104,16 +111,15 @@ class Quality:
     Attributes:
         joint, alpha, cls_alpha: see :class:`~clq.modeling.scoring.ScoreRule`.
         branch: makes its module in the head from the box coder and the channels of the towers' input and output; the
-            module goes from these two, (N, ., H, W) each, and the box prediction to the logits (N, 1, H, W).
-        target_power: a soft class target is this power of the IoU.
+            module goes from the towers' input, the outputs of the class and the regression tower, (N, ., H, W) each,
+            and the box prediction to the logits (N, 1, H, W).
         target: what the branch learns by binary cross entropy, or None where the score's loss alone teaches it.
     """
 
     joint = True
     alpha = 1.0
     cls_alpha = 1.0
-    target_power = 1.0
-    branch = TowerQuality
+    branch = partial(TowerQuality, tower="reg")
     target = None
 
 
@@ -132,23 +138,21 @@ class PredictedIoU(Quality):
 
     Args:
         alpha: exponent of the quality, > 0.
-        of: whose IoU: ``pred_box``, the decoded box (no gradient), or ``anchor``.
+        tower: which tower the branch reads, ``cls`` as in the authors' code, or ``reg`` as the paper's text says.
 
     Raises:
-        ValueError: unknown ``of``, or alpha not positive.
+        ValueError: alpha is not positive.
     """
 
-    def __init__(self, alpha: float = 0.3, of: str = "pred_box"):
-        if of not in ("pred_box", "anchor"):
-            raise ValueError(f"the target of the IoU branch is pred_box or anchor, not {of}")
+    def __init__(self, alpha: float = 0.3, tower: str = "cls"):
         if not 0 < alpha < math.inf:
             raise ValueError(f"the exponent alpha of the IoU branch must be positive and finite, got {alpha}")
-        self.alpha = self.target_power = alpha
-        self.of = of
+        self.alpha = alpha
+        self.branch = partial(TowerQuality, tower=tower)
 
     def target(self, pred_boxes: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """(P,) IoU of each positive with its ground truth; all arguments (P, 4) XYXY pixels."""
-        return box_iou_matched(pred_boxes if self.of == "pred_box" else anchors, gt_boxes)
+        """(P,) IoU of each positive's decoded box with its ground truth; all arguments (P, 4) XYXY pixels."""
+        return box_iou_matched(pred_boxes, gt_boxes)
 
 
 class DistributionGuided(Quality):

@@ -18,13 +18,14 @@ from clq.modeling.criterion import (
     weigh_by_iou,
     weigh_by_score,
 )
-from clq.modeling.head import DenseHead
+from clq.modeling.head import DenseHead, HeadPerLevel
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
+from clq.modeling.postprocess import DetectionSelector
 from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
 from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import ScoreRule
 from clq.modeling.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
-from clq.modeling.towers import Layers, interactive_towers, separate_towers, shared_tower
+from clq.modeling.towers import ACTIVATIONS, Layers, interactive_towers, separate_towers, shared_tower
 
 
 def pyramid_shapes(backbone: nn.Module, levels: list[str], key: str = "MODEL.CLQ.IN_FEATURES") -> list[ShapeSpec]:
@@ -60,17 +61,24 @@ def build_quality(cfg: CfgNode):
         quality.NAME,
         none=lambda: None,
         centerness=Centerness,
-        iou=partial(PredictedIoU, quality.ALPHA, quality.TARGET),
+        iou=partial(PredictedIoU, quality.ALPHA, quality.TOWER),
         dgqp=DistributionGuided,
         task=partial(TaskAlignment, cfg.MODEL.CLQ.PRIOR_PROB),
     )
 
 
-def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
-    """The head of ``TOWERS``, ``CONV``, ``ALIGN`` and ``REFINE``, on levels of these shapes."""
+def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead | HeadPerLevel:
+    """The head of ``TOWERS``, ``CONV``, ``ALIGN``, ``REFINE`` and ``HEAD_PER_LEVEL``, on levels of these shapes."""
+    if not cfg.MODEL.CLQ.HEAD_PER_LEVEL:
+        return _build_head(cfg, shapes, coder, quality)
+    return HeadPerLevel(_build_head(cfg, [shape], coder, quality) for shape in shapes)
+
+
+def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
     c = cfg.MODEL.CLQ
     depthwise = _choose("CONV", c.CONV, full=lambda: False, depthwise=lambda: True)
-    layers = Layers(c.CONV_DIM, c.NUM_CONVS, c.NORM, depthwise)
+    activation = _choose("ACTIVATION", c.ACTIVATION, **{name: lambda f=f: f for name, f in ACTIVATIONS.items()})
+    layers = Layers(c.CONV_DIM, c.NUM_CONVS, c.NORM, depthwise, activation)
     towers = _choose(
         "TOWERS",
         c.TOWERS,
@@ -78,23 +86,18 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
         shared=partial(shared_tower, shapes[0].channels, layers),
         interactive=partial(interactive_towers, shapes[0].channels, layers),
     )
-    _, _, _, before, after = towers  # channels on either side of the towers
-    align = _choose(
-        "ALIGN.NAME",
-        c.ALIGN.NAME,
-        none=lambda: None,
-        learned=lambda: AlignConv(before, LearnedOffsets(), c.ALIGN.BACKEND),
-        geometric=lambda: AlignConv(before, GeometricOffsets(), c.ALIGN.BACKEND),
-    )
     refine = _choose(
         "REFINE.NAME",
         c.REFINE.NAME,
         none=lambda: None,
-        star=lambda: StarRefinement(after, len(shapes), c.ALIGN.BACKEND),
-        sampling=lambda: SampledBoxes(before, after),
+        star=lambda: StarRefinement(towers.out_channels, len(shapes), c.ALIGN.BACKEND),
+        sampling=lambda: SampledBoxes(towers.shared_channels, towers.out_channels),
     )
     if refine is not None and refine.coding != c.BOX.CODING:
         raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: needs MODEL.CLQ.BOX.CODING {refine.coding}.")
+    if quality is not None:
+        make_branch = partial(quality.branch, coder, towers.shared_channels, towers.out_channels)
+        quality = _make(f"QUALITY.NAME {c.QUALITY.NAME}", make_branch)
     head = partial(
         DenseHead,
         towers=towers,
@@ -102,14 +105,33 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHe
         num_classes=c.NUM_CLASSES if c.NUM_CLASSES > 0 else resolve_num_classes(cfg),
         coder=coder,
         anchor_scale=c.ANCHOR_SCALE,
+        level_scales=c.LEVEL_SCALES,
         prior_prob=c.PRIOR_PROB,
-        quality=quality and _make(f"QUALITY.NAME {c.QUALITY.NAME}", partial(quality.branch, coder, before, after)),
-        align=align,
+        quality=quality,
+        align=_build_align(cfg, towers.shared_channels),
         refine=refine,
         box_norm=c.NORM if c.REFINE.NAME == "star" else None,
+        activation=activation,
         pred_size=1 if depthwise else 3,
     )
     return _make("NORM", head)
+
+
+def _build_align(cfg: CfgNode, channels: int) -> AlignConv | None:
+    align = cfg.MODEL.CLQ.ALIGN
+    groups = align.OFFSET_GROUPS
+    if align.NAME == "learned" and channels % groups:
+        raise UserError(
+            f"MODEL.CLQ.ALIGN.OFFSET_GROUPS {groups}: must divide the {channels} channels that are aligned "
+            "(MODEL.FPN.OUT_CHANNELS, or what a shared tower gives)."
+        )
+    return _choose(
+        "ALIGN.NAME",
+        align.NAME,
+        none=lambda: None,
+        learned=lambda: AlignConv(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
+        geometric=lambda: AlignConv(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
+    )
 
 
 def build_task_aligned(cfg: CfgNode, coder, quality, score: ScoreRule) -> TaskAlignedPhase | None:
@@ -165,13 +187,27 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str,
         coder,
         class_loss,
         soft_target=soft_target,
-        target_power=quality.target_power if quality else 1.0,
         quality_target=quality and quality.target,
         box_weight=box_weight,
+        box_weight_floor=c.BOX.WEIGHT_FLOOR,
         box_loss_weight=c.BOX.LOSS_WEIGHT,
         coarse_loss_weight=c.REFINE.COARSE_LOSS_WEIGHT,
         coder_loss_weight=c.BOX.DFL_WEIGHT,
         quality_loss_weight=c.QUALITY.LOSS_WEIGHT,
+    )
+
+
+def build_selector(cfg: CfgNode, coder, score: ScoreRule) -> DetectionSelector:
+    """What picks the detections, by ``SCORE_THRESH``, ``TOPK_CANDIDATES``, ``TOPK_COUNTS`` and ``NMS_THRESH``."""
+    c = cfg.MODEL.CLQ
+    return DetectionSelector(
+        score,
+        coder,
+        score_thresh=c.SCORE_THRESH,
+        topk_candidates=c.TOPK_CANDIDATES,
+        nms_thresh=c.NMS_THRESH,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        count_locations=_choose("TOPK_COUNTS", c.TOPK_COUNTS, pairs=lambda: False, locations=lambda: True),
     )
 
 

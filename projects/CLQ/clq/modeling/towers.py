@@ -1,13 +1,21 @@
 """From an FPN feature to what a head's two tasks read: two towers, a shared one, or TOOD's interactive one."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Names of MODEL.CLQ.ACTIVATION.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.1),
+}
 
 
 class Towers(NamedTuple):
@@ -35,15 +43,17 @@ class Layers:
         depth: number of them, one after the other.
         norm: "GN" or one of :func:`detectron2.layers.get_norm`'s names; "" for none.
         depthwise: a 3x3 convolution of each channel and a 1x1 convolution in place of a 3x3 convolution.
+        activation: function after each normalisation.
     """
 
     channels: int = 256
     depth: int = 4
     norm: str = "GN"
     depthwise: bool = False
+    activation: Callable[[Tensor], Tensor] = F.relu
 
     def __call__(self, in_channels: int) -> nn.Sequential:
-        """The convolutions, each with normalisation and ReLU.
+        """The convolutions, each with normalisation and activation.
 
         Raises:
             ValueError: a norm that does not exist, or that the channels do not divide into.
@@ -57,9 +67,9 @@ class Layers:
 
     def _layer(self, before: int, after: int) -> nn.Module:
         if not self.depthwise:
-            return conv_norm_relu(before, after, 3, self.norm)
-        per_channel = conv_norm_relu(before, before, 3, self.norm, groups=before)
-        return nn.Sequential(per_channel, conv_norm_relu(before, after, 1, self.norm))
+            return conv_norm_activation(before, after, 3, self.norm, self.activation)
+        per_channel = conv_norm_activation(before, before, 3, self.norm, self.activation, groups=before)
+        return nn.Sequential(per_channel, conv_norm_activation(before, after, 1, self.norm, self.activation))
 
 
 def separate_towers(in_channels: int, layers: Layers) -> Towers:
@@ -83,7 +93,7 @@ def interactive_towers(in_channels: int, layers: Layers) -> Towers:
     """
     if not layers.depth:
         raise ValueError("interactive towers need layers; raise NUM_CONVS")
-    cls, reg = (TaskDecomposition(layers.channels, layers.depth, layers.norm) for _ in range(2))
+    cls, reg = (TaskDecomposition(layers.channels, layers.depth, layers.norm, layers.activation) for _ in range(2))
     return Towers(AllLayers(*layers(in_channels)), cls, reg, layers.depth * layers.channels, layers.channels)
 
 
@@ -103,15 +113,15 @@ class TaskDecomposition(nn.Module):
     Args:
         channels: of each layer.
         depth: number of layers.
-        norm: of the reduction.
+        norm, activation: of the reduction.
     """
 
-    def __init__(self, channels: int, depth: int, norm: str):
+    def __init__(self, channels: int, depth: int, norm: str, activation: Callable[[Tensor], Tensor] = F.relu):
         super().__init__()
         hidden = max(channels // 8, 1)
         first, second = small_conv(depth * channels, hidden, 1, 0.001), small_conv(hidden, depth, 1, 0.001)
         self.attention = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid())
-        self.reduce = conv_norm_relu(depth * channels, channels, 1, norm)
+        self.reduce = conv_norm_activation(depth * channels, channels, 1, norm, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) from all layers' outputs (N, depth * channels, H, W)."""
@@ -122,7 +132,7 @@ class TaskDecomposition(nn.Module):
         out = (kernel.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
         if self.reduce.bias is not None:
             out = out + self.reduce.bias.view(-1, 1, 1)
-        return F.relu(out if self.reduce.norm is None else self.reduce.norm(out))
+        return self.reduce.activation(out if self.reduce.norm is None else self.reduce.norm(out))
 
 
 def small_conv(in_channels: int, channels: int, size: int, std: float) -> nn.Conv2d:
@@ -133,8 +143,15 @@ def small_conv(in_channels: int, channels: int, size: int, std: float) -> nn.Con
     return conv
 
 
-def conv_norm_relu(in_channels: int, channels: int, size: int, norm: str, groups: int = 1) -> Conv2d:
-    """A convolution with normalisation and ReLU; with a bias where there is no normalisation."""
+def conv_norm_activation(
+    in_channels: int,
+    channels: int,
+    size: int,
+    norm: str,
+    activation: Callable[[Tensor], Tensor] = F.relu,
+    groups: int = 1,
+) -> Conv2d:
+    """A convolution with normalisation and activation; with a bias where there is no normalisation."""
     return Conv2d(
         in_channels,
         channels,
@@ -143,7 +160,7 @@ def conv_norm_relu(in_channels: int, channels: int, size: int, norm: str, groups
         groups=groups,
         bias=not norm,
         norm=_norm(norm, channels),
-        activation=F.relu,
+        activation=activation,
     )
 
 
