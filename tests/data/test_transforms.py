@@ -106,18 +106,18 @@ def whole_then_cut(image, transform):
 
 
 @pytest.mark.parametrize("short_side", [0, 50, 301])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_window_equals_that_of_the_whole_image_resized_once(short_side, channels):
+@pytest.mark.parametrize("size, channels", [((90, 100), 1), ((90, 100), 3), ((9, 12), 3)])
+def test_the_window_equals_that_of_the_whole_image_resized_once(short_side, size, channels):
     image = noise(120, 163, channels)
     np.random.seed(1)
-    crop = RandomZoomCrop(T.ResizeShortestEdge((short_side,), 333, "choice"), Zoom((0.3, 3.0)), (90, 100))
+    crop = RandomZoomCrop(T.ResizeShortestEdge((short_side,), 333, "choice"), Zoom((0.3, 3.0)), size)
     padded = set()
     for _ in range(40):
         transform = crop.get_transform(image)
         difference = transform.apply_image(image).astype(int) - whole_then_cut(image, transform)
         assert np.abs(difference).max() <= 1  # rounding
-        padded.add(transform.new_h < 90)
-    assert padded == {False, True}
+        padded.add(transform.new_h < size[0])
+    assert padded == ({False, True} if size == (90, 100) else {False})
 
 
 def test_a_zoom_that_undoes_the_resizing_gives_the_original_pixels():
@@ -182,6 +182,14 @@ def test_masks_follow_the_window():
         expected = np.zeros((transform.out_h, transform.out_w), bool)
         expected[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = True
         assert np.array_equal(window, expected)
+
+
+def test_masks_take_the_nearest_pixels():
+    rows, columns = np.mgrid[:120, :160]
+    transform = ResizedWindow(120, 160, 47, 71, 5, 9, 30, 40)
+    at = np.mgrid[5:35, 9:49] + 0.5  # centres of the window's pixels in the resized image
+    for axis, (index, scale) in enumerate(((rows, 120 / 47), (columns, 160 / 71))):
+        assert np.abs(transform.apply_segmentation(index) + 0.5 - at[axis] * scale).max() <= 0.5
 
 
 def test_a_letterbox_fits_and_centers():
