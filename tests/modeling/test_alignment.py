@@ -176,6 +176,17 @@ def test_under_autocast_the_sampling_stays_exact(backend, offsets):
     assert align.conv.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups", "expected"), [(64, 1, "gather"), (256, 4, "gather"), (128, 4, "grid_sample")]
+)
+def test_auto_goes_by_the_channels_of_a_group(channels, groups, expected, monkeypatch):
+    called = []
+    for name, function in alignment.BACKENDS.items():
+        monkeypatch.setitem(alignment.BACKENDS, name, lambda *args, n=name, f=function: called.append(n) or f(*args))
+    AlignConv(channels, LearnedOffsets(groups))(torch.randn(1, channels, 2, 3), torch.randn(1, 4, 2, 3))
+    assert called == [expected]
+
+
 def test_auto_leaves_torchvisions_op_to_other_devices(features, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("torchvision's op was called")

@@ -98,8 +98,9 @@ class AlignConv(nn.Module):
     Args:
         channels: number of channels of input and output; a multiple of the number of offset groups.
         offsets: module from boxes (N, 4, H, W) to offsets (N, 18 G, H, W).
-        backend: one of :data:`BACKENDS`, or ``auto``: ``gather`` on the CPU, where it is the fastest, torchvision's op
-            elsewhere.
+        backend: name of the implementation, one of :data:`BACKENDS`, or ``auto``: the fastest on the CPU, which is
+            ``gather`` where an offset group has 64 channels or more and ``grid_sample`` where it has fewer; torchvision's
+            op elsewhere.
 
     Raises:
         ValueError: unknown back-end.
@@ -124,13 +125,18 @@ class AlignConv(nn.Module):
             (N, C, H, W). Sampling is in the weight's type, float32, whatever autocast says; the product of samples and
             weight is in autocast's where the back-end lets it.
         """
-        backend = self.backend
-        if backend == "auto":
-            backend = "gather" if features.device.type == "cpu" else "torchvision"
         weight = self.conv.weight
         with torch.autocast(features.device.type, enabled=False):  # half a cell matters
             offsets = self.offsets(boxes.to(weight.dtype))
+        backend = self.backend if self.backend != "auto" else _fastest(features, offsets)
         return F.relu(BACKENDS[backend](features.to(weight.dtype), offsets, weight))
+
+
+def _fastest(features: Tensor, offsets: Tensor) -> str:
+    """Name of the fastest back-end, by measurement on CPUs: of small rows of the table ``gather`` has too many."""
+    if features.device.type != "cpu":
+        return "torchvision"
+    return "gather" if features.shape[1] * 18 // offsets.shape[1] >= 64 else "grid_sample"
 
 
 def deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
