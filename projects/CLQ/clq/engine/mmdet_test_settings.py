@@ -38,8 +38,7 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
 def _nms_threshold(path: str, nms: object) -> float:
     if not isinstance(nms, dict) or nms.get("type", "nms") != "nms":
         raise UserError(_refusal(path, "nms", nms, "dict(type='nms', ...)"))
-    other = sorted(nms.keys() - _NMS - {"type"})
-    if other or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
+    if nms.keys() - _NMS - {"type"} or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
         raise UserError(_refusal(path, "nms", nms, "an iou_threshold alone"))
     return float(_number(path, "nms.iou_threshold", nms.get("iou_threshold", nms.get("iou_thr"))))
 
