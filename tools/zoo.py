@@ -34,7 +34,8 @@ PAPER = {
     "ablations/clq_wo_align_R_50_FPN_1x": (40.4, "Table 2"),
     "ablations/clq_wo_lqe_R_50_FPN_1x": (39.9, "Table 2"),
 }
-# AP on COCO test-dev of the models that each method's authors released, from the README of their repository.
+# AP on COCO of the models that each method's authors released, from the README of their repository; on test-dev where
+# nothing else is said.
 AUTHORS = {
     "ATSS/atss_R_50_FPN_1x": 39.3,
     "ATSS/atss_R_101_FPN_2x_ms": 43.6,
@@ -48,6 +49,8 @@ AUTHORS = {
     "GFLV2/gflv2_R_101_DCN_FPN_2x_ms": 48.2,
     "GFLV2/gflv2_X_101_32x4d_DCN_FPN_2x_ms": 49.0,
     "GFLV2/gflv2_R2_101_DCN_FPN_2x_ms": 50.5,
+    "NANODET/nanodet_m_320": "20.6 (val2017)",
+    "NANODET/nanodet_m_416": "23.5 (val2017)",
     "TOOD/tood_R_50_FPN_1x": 42.7,
     "TOOD/tood_R_101_FPN_2x_ms": 46.7,
     "TOOD/tood_X_101_64x4d_FPN_2x_ms": 48.5,
@@ -61,6 +64,7 @@ SOURCES = {
     "ATSS": ("sfzhang15/ATSS", "0f66e2812e4fcbb267fa2cf0aab012ee3ec981ac"),
     "GFL": ("implus/GFocal", "c44d6da61fd8bce08ccc8d7d55587c3e955abb6b"),
     "GFLV2": ("implus/GFocalV2", "bfcc2b9fbbcad714cff59dacc8fb1111ce381cda"),
+    "NANODET": ("RangiLyu/nanodet", "be9b4a9"),
     "TOOD": ("fcjian/TOOD", "080a16acc2b66109cc116f47a08940a2a5cbbe42"),
     "VFNET": ("hyz-xmaster/VarifocalNet", "03059ef85af4d45b7bcfa32a51c8daa50e579443"),
 }
@@ -73,7 +77,8 @@ Made by `tools/zoo.py` from `configs/` and `docs/results/`. No checkpoint is pub
 **None of these has been trained here**: COCO was not available. All AP in this table was published by others.
 
 - *CLQ paper*: what the [CLQ paper](https://arxiv.org/abs/2309.13269) reports; Tables 2 and 3 are its ablations.
-- *authors, test-dev*: what a method's own authors report on test-dev of the models they released, in the README of {}.
+- *authors*: what a method's own authors report of the models they released, on test-dev (NanoDet's: on val2017), in the
+  README of {}.
   These stand in for the figures of the CLQ paper's Table 4, which could not be looked up here and may differ: GFLv2's
   authors say that the models they released are from new trainings (their paper's ResNet-101 has 46.2). ATSS's authors
   draw the short side from 640 to 800 at 2x.
@@ -114,16 +119,16 @@ def coco_table() -> str:
         if name.startswith("sample/") or "/mmdet_" in name:  # no training of their own
             continue
         cfg = clq.setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
-        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        sizes = cfg.INPUT.LETTERBOX.SIZE if cfg.INPUT.LETTERBOX.ENABLED else cfg.INPUT.MIN_SIZE_TRAIN
         lines.append(
             [
                 f"[{name}](configs/{name}.yaml)",
                 f"{cfg.SOLVER.MAX_ITER // 1000}k x {cfg.SOLVER.IMS_PER_BATCH}",
-                "–".join(map(str, sizes)),
+                ("x" if cfg.INPUT.LETTERBOX.ENABLED else "–").join(map(str, sizes)),
                 *published(name),
             ]
         )
-    header = ["config", "iterations x images", "short side", "CLQ paper", "authors, test-dev"]
+    header = ["config", "iterations x images", "short side, or letterbox", "CLQ paper", "authors"]
     return markdown_table(header, lines)
 
 
