@@ -34,6 +34,7 @@ def test_the_size_of_test_images_becomes_keys(version, before):
         ("type='nms'", "type='nms', class_agnostic=True", "nms = .*'class_agnostic': True"),
         ("type='nms'", "type='nms', score_threshold=0.2", "nms = .*'score_threshold': 0.2"),
         ("iou_threshold=0.6", "iou_threshold=None", "nms.iou_threshold = None"),
+        ("nms_pre=1000", "nms_pre=inf", "nms_pre = inf"),
         ("min_bbox_size=0", "min_bbox_size=8", "min_bbox_size = 8"),
         ("score_thr=0.05", "score_thr=min(a, b)", r"score_thr = min\(a, b\)"),
         ("keep_ratio=True", "keep_ratio=False", "keep_ratio = False"),

@@ -1,5 +1,7 @@
 """How the config that MMDetection keeps in a checkpoint selects detections, as keys of this project."""
 
+import math
+
 from clq.engine.mmdet_config import dicts_in
 from clq.errors import UserError
 
@@ -36,8 +38,7 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
 def _nms_threshold(path: str, nms: object) -> float:
     if not isinstance(nms, dict) or nms.get("type", "nms") != "nms":
         raise UserError(_refusal(path, "nms", nms, "dict(type='nms', ...)"))
-    other = sorted(nms.keys() - _NMS - {"type"})
-    if other or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
+    if nms.keys() - _NMS - {"type"} or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
         raise UserError(_refusal(path, "nms", nms, "an iou_threshold alone"))
     return float(_number(path, "nms.iou_threshold", nms.get("iou_threshold", nms.get("iou_thr"))))
 
@@ -49,7 +50,7 @@ def _size_keys(path: str, config: dict) -> dict[str, object]:
     steps = list(dicts_in([test, config.get("test_pipeline")]))
     for step in steps:
         scale = step.get("img_scale", step.get("scale"))
-        if not (isinstance(scale, list) and len(scale) == 2 and all(isinstance(x, int) for x in scale)):
+        if not (isinstance(scale, list) and len(scale) == 2 and all(isinstance(x, int) and x > 0 for x in scale)):
             continue
         if not all(x.get("keep_ratio", True) is True for x in steps):
             raise UserError(_refusal(path, "keep_ratio", False, "True"))
@@ -63,7 +64,7 @@ def _limit(path: str, setting: str, value: object) -> int:
 
 
 def _number(path: str, setting: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(_refusal(path, setting, value, "a number"))
     return value
 
