@@ -98,9 +98,9 @@ class AlignConv(nn.Module):
     Args:
         channels: number of channels of input and output; a multiple of the number of offset groups.
         offsets: module from boxes (N, 4, H, W) to offsets (N, 18 G, H, W).
-        backend: name of the implementation, one of :data:`BACKENDS`, or ``auto``: the fastest on the CPU, which is
-            ``gather`` where an offset group has 64 channels or more and ``grid_sample`` where it has fewer; torchvision's
-            op elsewhere.
+        backend: name of the implementation, one of :data:`BACKENDS`, or ``auto``: on the CPU the fastest, which is
+            ``gather`` where an offset group has 64 channels or more and ``grid_sample`` where it has fewer; elsewhere
+            torchvision's op.
 
     Raises:
         ValueError: unknown back-end.
