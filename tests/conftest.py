@@ -72,7 +72,7 @@ def tiny_config(datasets):
             "BASE_LR": 0.004,  # for 8 images a batch: 0.002 for 4
             "REFERENCE_BATCH": 8,
             "IMS_PER_BATCH": 4,
-            "MAX_ITER": 40,
+            "MAX_ITER": 60,
             "STEPS": [],
             "WARMUP_ITERS": 5,
         },

@@ -56,7 +56,7 @@ def test_every_config_is_checked():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_builds_and_input_body_and_schedule_are_those_of_the_rows(family, body):
     cfg, architecture, group, rate = config(f"{family}_{body}"), *FAMILIES[family][:3]
-    ours = clq.setup_cfg(str(ROOT.parent / f"CLQ/clq_{body}.yaml"), ["MODEL.DEVICE", "cpu"])
+    ours = clq.setup_cfg(str(ROOT.parent / f"ATSS/atss_{body}.yaml"), ["MODEL.DEVICE", "cpu"])
     assert (cfg.INPUT, cfg.DATASETS, cfg.TEST) == (ours.INPUT, ours.DATASETS, ours.TEST)
     cfg.SOLVER.BASE_LR, given = ours.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR
     assert cfg.SOLVER == ours.SOLVER and given == rate

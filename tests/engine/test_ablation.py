@@ -22,9 +22,9 @@ def test_a_row_takes_all_cells_of_its_config_and_nothing_else(tiny):
     row = parse_row(f"ours, twice={CLQ} MODEL.CLQ.BOX.LOSS_WEIGHT 2.5")
     assert row.name == "ours, twice"
     # The study sets other widths, which stay, and other cells, which the row overrides.
-    study = ["MODEL.CLQ.CLS.LOSS", "focal", "MODEL.CLQ.BOX.CODING", "distribution", "MODEL.CLQ.TOPK", 5]
+    study = ["MODEL.CLQ.CLS.LOSS", "focal", "MODEL.CLQ.BOX.CODING", "delta", "MODEL.CLQ.TOPK", 5]
     cfg = clq.setup_cfg(tiny, [*study, *row.opts]).MODEL.CLQ
-    assert (cfg.CLS.LOSS, cfg.BOX.CODING, cfg.BOX.LOSS_WEIGHT, cfg.QUALITY.NAME) == ("qfl", "delta", 2.5, "iou")
+    assert (cfg.CLS.LOSS, cfg.BOX.CODING, cfg.BOX.LOSS_WEIGHT, cfg.QUALITY.NAME) == ("qfl", "distribution", 2.5, "iou")
     assert (cfg.CONV_DIM, cfg.TOPK, cfg.BOX.WEIGHTS) == (32, 5, [10.0, 10.0, 5.0, 5.0])
 
 
@@ -84,7 +84,7 @@ def test_differences_from_the_first_row(tiny):
     configs = {name: clq.setup_cfg(tiny, parse_row(path).opts) for name, path in (("ATSS", ATSS), ("CLQ", CLQ))}
     (changed,) = differences(configs).values()
     assert [d.split()[0] for d in changed] == [
-        *("BOX.LOSS_WEIGHT", "BOX.WEIGHT_BY", "CLS.LOSS", "QUALITY.NAME", "ALIGN.NAME"),
+        *("BOX.CODING", "BOX.WEIGHT_BY", "BOX.WEIGHT_FLOOR", "CLS.LOSS", "QUALITY.NAME", "ALIGN.NAME", "TOPK_COUNTS"),
     ]
     assert "QUALITY.NAME iou (centerness)" in changed
 
@@ -141,7 +141,7 @@ def test_without_a_test_set_nothing_is_trained(tiny, tmp_path, run, capsys):
 
 def test_loss_curves(trained):
     curves = loss_curves(trained)
-    assert set(curves) == {"loss_cls", "loss_box", "loss_quality", "total_loss"}
+    assert set(curves) == {"loss_cls", "loss_box", "loss_dfl", "loss_quality", "total_loss"}
     iterations, values = zip(*curves["loss_box"], strict=True)
     assert list(iterations) == sorted(iterations) and values[-1] < values[0]
 
@@ -176,7 +176,7 @@ def test_the_tool(tiny, tmp_path, run, capsys):
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0
     out = capsys.readouterr().out
-    assert "CLQ, against ATSS: BOX.LOSS_WEIGHT 1.0 (2.0); BOX.WEIGHT_BY none (centerness)" in out
+    assert "CLQ, against ATSS: BOX.CODING distribution (delta); BOX.WEIGHT_BY score (centerness)" in out
     assert "Faster R-CNN, against ATSS: META_ARCHITECTURE GeneralizedRCNN (CLQ)" in out
     assert set(re.findall(r"(\w+)/seed_4: started", out)) == {"CLQ", "Faster_R_CNN"}  # ATSS was done
     table = (tmp_path / "table.md").read_text()
@@ -185,7 +185,8 @@ def test_the_tool(tiny, tmp_path, run, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["CLQ"]["images/s"] > 0
     flops = [results[row]["GFLOPs (multiply-adds, 96x96)"] * 1e9 for row in ("ATSS", "CLQ")]
-    assert flops[1] - flops[0] == pytest.approx(189 * 32 * 32 * 9)  # the alignment, on 12x12 + 6x6 + 3x3 locations
+    # On 12x12 + 6x6 + 3x3 locations the alignment, its offsets in four groups, and 17 bins a side for one delta.
+    assert flops[1] - flops[0] == pytest.approx(189 * (32 * 32 * 9 + 4 * 4 * 18 + 32 * 9 * 4 * 16))
     assert (tmp_path / "losses.png").stat().st_size > 10000
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0

@@ -27,8 +27,8 @@ TINY_FLOPS = {
     + 24 * 24 * 4 * 64 * 64 * 9
     + 3 * (12 * 12 * (64 * 128 * 9 + 3 * 128 * 128 * 9 + 64 * 128)),
     "FPN": (144 * 128 + 36 * 256 + 9 * 512) * 32 + 189 * 32 * 32 * 9,
-    "head": 189 * (2 * 32 * 32 * 9 + (2 + 4 + 1) * 32 * 9),  # two towers of one layer; classes, box, quality
-    "alignment": 189 * 32 * 32 * 9,
+    "head": 189 * (2 * 32 * 32 * 9 + (2 + 4 * 17 + 1) * 32 * 9),  # two towers of one layer; classes, box, quality
+    "alignment": 189 * (4 * 4 * 18 + 32 * 32 * 9),  # offsets in four groups, deformable convolution
 }
 
 
