@@ -56,9 +56,11 @@ def test_a_config_saved_while_clq_followed_the_papers_text_means_what_it_meant(w
     c = clq.setup_cfg("own.yaml", CPU).MODEL.CLQ
     assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("reg", 1, 0.0)
     assert (c.BOX.CODING, c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS) == ("delta", 1.0, "pairs")
-    assert "TARGET" not in c.QUALITY and "own.yaml: of an older version" in caplog.text
+    assert "TARGET" not in c.QUALITY and "own.yaml: saved by an older version" in caplog.text
     c = clq.setup_cfg("now.yaml", CPU).MODEL.CLQ
     assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("cls", 4, 1.0)
+    write(both="_BASE_: now.yaml\nMODEL: {CLQ: {QUALITY: {TARGET: anchor, TOWER: cls}}}\nVERSION: 2")
+    assert "both.yaml: there is no config key MODEL.CLQ.QUALITY.TARGET any more" in refusal("both.yaml")
     assert "MODEL.CLQ.QUALITY.TOWER" in refusal(None, ["MODEL.CLQ.QUALITY.TARGET", "pred_box"])
 
 

@@ -254,3 +254,21 @@ def test_resuming_from_a_deleted_checkpoint(tmp_path, trained):
     (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
     with pytest.raises(UserError, match=r"model_0000099\.pth: no such file"):
         Checkpointer(trained, str(tmp_path)).resume_or_load("", resume=True)
+
+
+def per_level(classes):
+    return tiny_model("MODEL.CLQ.HEAD_PER_LEVEL", True, classes=classes)
+
+
+def test_class_layers_of_heads_for_each_level_are_known_as_such(tmp_path, caplog):
+    path, model = str(tmp_path / "heads.pth"), per_level(5)
+    weights = per_level(3).state_dict()
+    torch.save({"model": weights}, path)
+    fails(path, model, "trained for 3 classes, but this model has 5; use", strict=True)
+    before = model.head.heads[1].cls_logits.weight.clone()
+    with caplog.at_level(logging.WARNING):
+        Checkpointer(model).load(path)
+    said = [r.getMessage() for r in caplog.records if "class layer starts anew" in r.getMessage()]
+    assert len(said) == 1 and "of another shape" not in caplog.text
+    assert torch.equal(model.head.heads[1].cls_logits.weight, before)
+    assert torch.equal(model.head.heads[1].box_pred.weight, weights["head.heads.1.box_pred.weight"])

@@ -239,3 +239,11 @@ def test_without_a_matrix_boxes_are_scaled_as_a_whole():
     assert moved.image_size == (160, 50) and moved.pred_boxes.tensor.tolist() == [[5, 40, 15, 160]]
     stay = moved_to_image(in_input(boxes, (80, 100)), {})
     assert stay.image_size == (80, 100) and stay.pred_boxes.tensor.tolist() == [[10, 20, 30, 80]]
+
+
+def test_equal_scores_stay_in_the_order_of_the_candidates():
+    """Also where they are so many that torchvision goes another way, which sorts them anyhow."""
+    for number in (900, 1100):
+        predictions, anchors = one_level(torch.zeros(number))
+        found = select(NONE, predictions, anchors, size=(50, 20_000), topk_candidates=2000, max_detections=50)
+        assert found.pred_boxes.tensor[:, 0].tolist() == [10.0 * i for i in range(50)]

@@ -224,3 +224,18 @@ def test_other_models_have_none():
     opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", True]
     with pytest.raises(UserError, match=r"TEST\.AUG\.ENABLED True: GeneralizedRCNN models have no"):
         check_model(clq.setup_cfg(None, opts))
+
+
+def test_boxes_without_area_in_the_image_are_dropped_however_the_top_k_counts():
+    """A detector whose boxes lie up to 40 strides away, many of them outside a small image."""
+    model = build("clq", "MODEL.CLQ.SCORE_THRESH", 0.0, "MODEL.CLQ.NMS_THRESH", 0.99).eval()
+    nn.init.normal_(model.head.box_pred.weight, std=3.0)
+    nn.init.constant_(model.head.scales, 20.0)
+    item = {"image": torch.randint(0, 256, (3, 100, 100), dtype=torch.uint8), "height": 100, "width": 100}
+    with torch.no_grad():
+        candidates = model.candidates([item])[0].pred_boxes
+        candidates.clip((100, 100))
+        assert not candidates.nonempty().all()
+        (found,) = DenseTTA(model, DatasetMapperTTA([100], 200, True))([item])
+    assert len(found["instances"]) == 100
+    assert found["instances"].pred_boxes.nonempty().all()

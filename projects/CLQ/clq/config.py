@@ -91,8 +91,8 @@ def _add_model(cfg: CfgNode) -> None:
     c.QUALITY.NAME = "iou"
     c.QUALITY.ALPHA = 0.3  # alpha (eq. 2): score = cls * IoU^alpha
     c.QUALITY.LOSS_WEIGHT = 1.0  # of the branch's BCE (eq. 1)
-    # Which tower the iou branch reads: cls (CLQ's authors: behind the alignment) | reg (as the paper's text says). The
-    # centerness branch always reads the regression tower.
+    # Which tower the iou branch reads: cls (CLQ's authors: behind the alignment) | reg (as the paper's text says; what
+    # checkpoints of this project's first version have). The centerness branch always reads the regression tower.
     c.QUALITY.TOWER = "cls"
 
     c.ALIGN = CfgNode()
@@ -100,9 +100,9 @@ def _add_model(cfg: CfgNode) -> None:
     # taps spread over the box)
     c.ALIGN.NAME = "learned"
     c.ALIGN.OFFSET_GROUPS = 4  # of learned: groups of channels, each with offsets of its own
-    c.ALIGN.GRADIENT = (
-        1.0  # of learned and geometric: share of the gradient that flows through the offsets into the box
-    )
+    # Of learned and geometric: share of the gradient that flows through the offsets into the box. The configs set 1 for
+    # learned, 0 for geometric.
+    c.ALIGN.GRADIENT = 1.0
     c.ALIGN.BACKEND = "auto"  # auto | torchvision (deform_conv2d) | grid_sample, gather (in plain torch); of star too
 
     c.REFINE = CfgNode()
@@ -113,8 +113,8 @@ def _add_model(cfg: CfgNode) -> None:
 
     c.SCORE_THRESH = 0.05  # final score (ATSS: class score) below which nothing is a candidate
     c.TOPK_CANDIDATES = 1000  # per level, before NMS
-    # What these count: pairs (of location and class, as MMDetection) | locations (by their best class, as GFLv2's
-    # repository, CLQ's authors and NanoDet, which also keep boxes without area)
+    # What these count: pairs (of location and class, as MMDetection 3) | locations (by their best class, as MMDetection
+    # 2.6, on which CLQ's authors built, and NanoDet, which also keep boxes without area)
     c.TOPK_COUNTS = "locations"
     c.NMS_THRESH = 0.6
 
@@ -232,24 +232,35 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
 
 
 def _keep_older_meaning(cfg: CfgNode, path: str) -> None:
-    """Sets what a config meant that a training saved while CLQ followed the paper's text: it names QUALITY.TARGET.
+    """Sets what a config meant that a training saved while CLQ followed the paper's text.
 
-    Only whole configs, such as those beside checkpoints, are read so; their detectors then give what they gave.
+    Such a config is whole and names QUALITY.TARGET. Its detector then gives what it gave.
+
+    Raises:
+        UserError: QUALITY.TARGET stands beside keys of today.
     """
-    node = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    quality = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
     for name in ("MODEL", "CLQ", "QUALITY"):
-        node = node.get(name) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or "TARGET" not in node:
+        quality = quality.get(name) if isinstance(quality, dict) else None
+    if not isinstance(quality, dict) or "TARGET" not in quality:
         return
+    if "TOWER" in quality:
+        raise UserError(
+            f"{path}: there is no config key MODEL.CLQ.QUALITY.TARGET any more; the quality branch learns the IoU of "
+            "the decoded box. Take it out."
+        )
     cfg.register_deprecated_key("MODEL.CLQ.QUALITY.TARGET")
     c = cfg.MODEL.CLQ
     c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT = "reg", 1, 0.0
     c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS = 1.0, "pairs"
-    logger.warning(
-        "%s: of an older version, where MODEL.CLQ.QUALITY.TARGET existed. Its detector is built as it was; training "
-        "goes on with the IoU as class target, not its power alpha.",
-        path,
-    )
+    if quality.get("NAME") == "iou":
+        logger.warning(
+            "%s: saved by an older version, in which CLQ followed the paper's text. The detector is the one that it "
+            "was; training goes on with the IoU of the decoded box as target of class and quality (then: IoU^alpha, "
+            "and QUALITY.TARGET %s).",
+            path,
+            quality["TARGET"],
+        )
 
 
 def _merge_opts(cfg: CfgNode, opts: list) -> None:

@@ -24,7 +24,7 @@ TORCHVISION_BODIES = (
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
 )
-CLASS_LAYER = "head.cls_logits."
+CLASS_LAYER = re.compile(r"head\.(heads\.\d+\.)?cls_logits\.")  # of the one head, or of each level's
 
 
 def torchvision_to_detectron2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,10 +163,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _check_classes(self, found) -> None:
         """Takes a class layer of another size out of ``found``, with a warning; raises where that is no option."""
-        shapes = {key: (theirs, ours) for key, theirs, ours in found.incorrect_shapes}
-        theirs, ours = shapes.get(CLASS_LAYER + "weight", ((), ()))
-        if theirs == ours or theirs[1:] != ours[1:]:
+        layers = [s for s in found.incorrect_shapes if CLASS_LAYER.match(s[0])]
+        if not layers or any(theirs[1:] != ours[1:] for _, theirs, ours in layers):
             return
+        _, theirs, ours = layers[0]
         classes = f"{self._source}: trained for {theirs[0]} classes, but this model has {ours[0]}"
         if self.strict:
             raise UserError(
@@ -174,8 +174,8 @@ class Checkpointer(DetectionCheckpointer):
                 "from it (which renews the class layer)."
             )
         logger.warning("%s: the class layer starts anew, all other weights that fit are kept.", classes)
-        found.incorrect_shapes[:] = [s for s in found.incorrect_shapes if not s[0].startswith(CLASS_LAYER)]
-        found.missing_keys[:] = [k for k in found.missing_keys if not k.startswith(CLASS_LAYER)]
+        found.incorrect_shapes[:] = [s for s in found.incorrect_shapes if not CLASS_LAYER.match(s[0])]
+        found.missing_keys[:] = [k for k in found.missing_keys if not CLASS_LAYER.match(k)]
 
     def _check_whole(self, missing: list[str], unknown: list[str], shapes: list[tuple]) -> None:
         if not missing and not unknown:

@@ -66,6 +66,7 @@ COMMON = (
     Setting(_GENERATOR + "scales_per_octave", 1, _always(1)),
     Setting(_GENERATOR + "scales", None, _always(None)),
     Setting(_GENERATOR + "ratios", NO_DEFAULT, _always([1.0])),
+    Setting(_GENERATOR + "centers", None, _always(None)),
     Setting(_GENERATOR + "center_offset", 0.0, lambda cfg: cfg.MODEL.CLQ.ANCHOR_OFFSET),
 )
 _ASSIGNER = (

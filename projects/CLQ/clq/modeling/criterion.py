@@ -15,7 +15,7 @@ from clq.modeling.quality import box_iou_matched, centerness
 from clq.modeling.scoring import LogScore, ScoreRule
 from clq.modeling.targets import Targets
 
-_NONE = 1e-12  # a sum of alignments below this is that of a batch without positives, as in TOOD's code
+_NO_POSITIVES = 1e-12  # a sum of alignments below this is that of a batch without positives, as in TOOD's code
 
 
 def weigh_by_centerness(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
@@ -58,7 +58,7 @@ class DetectionLoss:
             targets); None: 1. It and ``quality_target`` must be finite for the targets' rows too many.
         box_weight_floor: least value of the sum of these weights that the box losses are divided by. MMDetection has 1
             in ATSS, GFL and VFNet, which shrinks the box losses of small batches early in training; the authors of
-            GFLv2, CLQ, NanoDet and TOOD have none, 0: the loss is then always the weighted mean.
+            GFLv2, CLQ, NanoDet and TOOD have none, 0: the loss is then the weighted mean for any sum above 1e-38.
         box_loss_weight: of GIoU.
         coarse_loss_weight: of GIoU on the boxes before their refinement, where there is one.
         coder_loss_weight: of the coder's own loss.
@@ -107,7 +107,7 @@ class DetectionLoss:
         anchors, strides, box_pred = anchors[targets.location], strides[targets.location], targets.at(box_pred)
         boxes = self.coder.decode(box_pred, anchors, strides)
         num_pos = mean_over_ranks(targets.num_pos)
-        num_pos = torch.where(num_pos > _NONE, num_pos, 1.0)
+        num_pos = torch.where(num_pos > _NO_POSITIVES, num_pos, 1.0)
 
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}

@@ -16,9 +16,9 @@ from clq.modeling.scoring import ScoreRule
 class DetectionSelector:
     """Score threshold and top-k per level, decoding of what is left, clipping, class-wise NMS.
 
-    What the top-k counts differs between code bases. MMDetection counts pairs of a location and a class, and drops
-    boxes without area before NMS. GFLv2's repository, on which CLQ's authors built, and NanoDet count locations by
-    their best class, keep all classes above the threshold there, and keep boxes without area.
+    What the top-k counts differs between code bases. MMDetection 3 counts pairs of a location and a class, and drops
+    boxes without area before NMS. MMDetection 2.6, on which CLQ's authors built, and NanoDet count locations by their
+    best class, keep all classes above the threshold there, and keep boxes without area.
 
     Attributes:
         score: candidates are filtered by ``score.trained`` and carry ``score.final`` (which differ for ATSS alone).
@@ -69,7 +69,9 @@ class DetectionSelector:
         candidates.pred_boxes.clip(candidates.image_size)
         found = candidates if self.count_locations else candidates[candidates.pred_boxes.nonempty()]
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
-        return found[keep[: self.max_detections]]
+        # Of many boxes torchvision's leaves equal scores in any order; here the first candidate comes first.
+        keep = keep.sort().values
+        return found[keep[found.scores[keep].argsort(descending=True, stable=True)][: self.max_detections]]
 
     def _of_level(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
         # No quality raises a score above the class score (to its power), so that logit alone rules out almost
@@ -119,8 +121,8 @@ def moved_to_image(found: Instances, batched_input: dict) -> Instances:
         return detector_postprocess(found, batched_input.get("height", height), batched_input.get("width", width))
     size = batched_input["height"], batched_input["width"]
     boxes = found.pred_boxes.tensor
-    inverse = torch.linalg.inv(batched_input["input_from_image"].double().cpu()).to(boxes.device)
-    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2).double() @ inverse[:2, :2].T + inverse[:2, 2]
+    inverse = torch.linalg.inv(batched_input["input_from_image"].double().cpu()).to(boxes)  # MPS has no float64
+    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2) @ inverse[:2, :2].T + inverse[:2, 2]
     moved = Instances(size, **found.get_fields())
     moved.pred_boxes = Boxes(torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1).to(boxes.dtype))
     moved.pred_boxes.clip(size)

@@ -53,7 +53,9 @@ class DenseTTA(nn.Module):
             name = image.get("file_name", f"of {width} x {height} pixels")
             raise UserError(f"image {name}: too thin for TEST.AUG.MIN_SIZES and MAX_SIZE; take it out.") from e
         found = [_moved(self.model.candidates([x])[0], x["transforms"].inverse(), size) for x in versions]
-        return self.model.selector.select(Instances.cat(found))
+        candidates = Instances.cat(found)
+        candidates.pred_boxes.clip(size)
+        return self.model.selector.select(candidates[candidates.pred_boxes.nonempty()])
 
 
 def _moved(instances: Instances, transform: Transform, image_size: tuple[int, int]) -> Instances:
