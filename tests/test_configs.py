@@ -77,6 +77,7 @@ MMDET.append("CLQ/clq_R_101_FPN_2x_ms")  # the only one that its authors' config
 ATSS, CLQ = "ATSS/atss_R_50_FPN_1x", "CLQ/clq_R_50_FPN_1x"
 MULTI_SCALE = {"INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "SOLVER.STEPS", "SOLVER.MAX_ITER"}
 SIZE = {"INPUT.LETTERBOX.SIZE", "INPUT.AUG.SCALE"}
+SIZE |= {f"INPUT.{side}_SIZE_{split}" for side in ("MIN", "MAX") for split in ("TRAIN", "TEST")}
 # Neighbours of the ablation tables and the only keys in which they may differ.
 STEPS = [
     (ATSS, "ablations/atss_qfl_R_50_FPN_1x", {"CLS.LOSS", "BOX.WEIGHT_BY", "QUALITY.NAME"}),

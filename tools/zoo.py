@@ -80,7 +80,8 @@ Made by `tools/zoo.py` from `configs/` and `docs/results/`. No checkpoint is pub
 - *authors*: what a method's own authors report of the models they released, on test-dev (NanoDet's: on val2017), in the
   README of {}.
   These stand in for the figures of the CLQ paper's Table 4, which could not be looked up here and may differ: GFLv2's
-  authors say that the models they released are from new trainings (their paper's ResNet-101 has 46.2). ATSS's authors
+  authors say that the models they released are from new trainings (their paper's ResNet-101 has 46.2), and their
+  ResNet-50 at 1x is trained at several scales, where our config has one. ATSS's authors
   draw the short side from 640 to 800 at 2x.
 - A dash: no figure was found. ATSS's and TOOD's authors list no ResNet-50 at 2x, GFL's and GFLv2's no ResNeXt-101-64x4d
   (GFL's ResNeXt-101-32x4d: 46.0).

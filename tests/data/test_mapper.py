@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from clq.config import setup_cfg
+from clq.data.augmentations import build_augmentations, build_test_augmentations
 from clq.data.colors import RandomColor, RandomFloatColor
-from clq.data.mapper import build_augmentations, build_test_augmentations, build_test_mapper, build_train_mapper
+from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.data.transforms import Letterbox, RandomZoomCrop, ResizedWindow
 from clq.errors import UserError
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from fvcore.transforms.transform import CropTransform
 from PIL import Image
 from pycocotools import mask
 
@@ -106,11 +108,11 @@ def test_without_zoom_and_crop_image_and_boxes_are_detectron2s_own(tmp_path):
 
 
 def test_zoom_and_crop_take_the_place_of_the_resizing():
-    """Before it, what only selects and mirrors pixels; after it, quarter turns; colours on the fewest pixels."""
+    """Before it, what only selects, mirrors and turns pixels; after it, colours on the fewest pixels."""
     every = {"CROP": [50, 60], "SCALE": [0.6, 1.4], "ROTATE90": True, "COLOR": 0.2, "BRIGHTNESS": 0.2}
     augmentations = build_augmentations(config("INPUT.CROP.ENABLED", True, flip="horizontal", **every))
     names = [type(a).__name__ for a in augmentations]
-    own = ["RandomZoomCrop", "RandomQuarterTurns", "RandomColor", "RandomFloatColor"]
+    own = ["RandomQuarterTurns", "RandomZoomCrop", "RandomColor", "RandomFloatColor"]
     assert names == ["RandomCrop", "RandomFlip", *own]
     (zoom,) = build_augmentations(config(SCALE=[0.6, 1.4], SCALE_SAMPLING="uniform", SCALE_PROB=0.5))
     assert (zoom.zoom.scale, zoom.zoom.sampling, zoom.zoom.prob, zoom.size) == ((0.6, 1.4), "uniform", 0.5, None)
@@ -126,12 +128,42 @@ def test_padding_is_right_and_below_on_mirrored_images_too(tmp_path):
     assert seen == {BOX, (50, 30, 100, 50)}
 
 
+@pytest.mark.parametrize("shape", [(120, 160), (200, 260)], ids=["the crop's own size", "padded"])
+def test_boxes_end_where_the_first_crop_ends(tmp_path, shape):
+    """INPUT.CROP keeps 40 x 50 of the image, which the window then pads: no box reaches into the padding."""
+    crop = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [40, 50]]
+    mapper = build_train_mapper(config(*crop, CROP=list(shape), MIN_VISIBLE=0.0))
+    np.random.seed(0)
+    for _ in range(20):
+        data = mapper(record(tmp_path, [BOX]))
+        white = (data["image"][0] == 255).nonzero()
+        boxes = data["instances"].gt_boxes.tensor.tolist()
+        if len(white):
+            (y1, x1), (y2, x2) = white.amin(dim=0).tolist(), (white.amax(dim=0) + 1).tolist()
+            assert boxes == [[x1, y1, x2, y2]]
+        else:
+            assert boxes == []
+
+
+def test_what_a_crop_leaves_of_a_box_counts_whatever_is_padded_after_it(tmp_path, monkeypatch):
+    """The crop keeps 10 of 50 columns of the box, a fifth; the window adds grey where the rest was."""
+    kept = CropTransform(0, 0, BOX[0] + 10, 120, 160, 120)
+    monkeypatch.setattr(T.RandomCrop, "get_transform", lambda self, image: kept)
+    for least, number in ((0.19, 1), (0.21, 0)):
+        cfg = config("INPUT.CROP.ENABLED", True, CROP=[120, 160], MIN_VISIBLE=least)
+        instances = build_train_mapper(cfg)(record(tmp_path, [BOX]))["instances"]
+        assert instances.gt_boxes.tensor.tolist() == [[60, 30, 70, 50]][:number]
+
+
 @pytest.mark.parametrize(
     "aug, message",
     [
         ({"COLOR": 1.5}, "COLOR 1.5: must be within 0"),
         ({"SCALE": [2.0, 0.5]}, r"SCALE \[2.0, 0.5\]: must be \[least, greatest\]"),
-        ({"SCALE": [0.0, 1.0]}, r"SCALE .* both above 0"),
+        ({"SCALE": [0.0, 1.0]}, r"SCALE .* from 0\.001 to 1000"),
+        ({"SCALE": [1.0, "inf"]}, r"SCALE .* from 0\.001 to 1000"),
+        ({"SCALE": [1e-300, 1.0]}, r"SCALE .* from 0\.001 to 1000"),
+        ({"CONTRAST": [0.0, "a"]}, r"CONTRAST .* finite, none below 0"),
         ({"SCALE_SAMPLING": "linear"}, "SCALE_SAMPLING linear: must be log or uniform"),
         ({"SCALE_PROB": 1.5}, "SCALE_PROB 1.5: must be within 0 and 1"),
         ({"SHIFT_PROB": -0.5}, "SHIFT_PROB -0.5: must be within 0 and 1"),
@@ -173,7 +205,11 @@ def test_colour_needs_three_channels(aug):
         (["INPUT.AUG.CROP", [80, 80]], r"does not go with INPUT\.AUG\.CROP"),
         (["INPUT.AUG.ROTATE90", True], r"does not go with INPUT\.AUG\.ROTATE90"),
         (["INPUT.AUG.FLIP_VERTICAL", True], r"does not go with INPUT\.AUG\.FLIP_VERTICAL"),
-        (["INPUT.RANDOM_FLIP", "vertical"], r"does not go with INPUT\.RANDOM_FLIP vertical"),
+        (["INPUT.RANDOM_FLIP", "vertical"], r"RANDOM_FLIP vertical: with INPUT\.LETTERBOX it is horizontal or none"),
+        (
+            ["INPUT.RANDOM_FLIP", "Horizontal"],
+            r"RANDOM_FLIP Horizontal: with INPUT\.LETTERBOX it is horizontal or none",
+        ),
         (["INPUT.AUG.SHIFT", 0.6], r"INPUT\.AUG\.SHIFT 0\.6: must be within 0 \(off\) and 0\.5"),
     ],
 )
@@ -245,6 +281,17 @@ def test_masks_go_with_their_boxes(tmp_path, monkeypatch):
     del triangle["segmentation"]
     with pytest.raises(UserError, match=r"image .*a\.png: has an object without a segmentation, which MODEL\.MASK_ON"):
         mapper(image)
+
+
+@pytest.mark.parametrize("size", [0, 800])
+def test_a_relative_crop_of_a_thin_image_is_named(tmp_path, size):
+    """A tenth of one row is none."""
+    Image.fromarray(np.zeros((1, 90, 3), np.uint8)).save(tmp_path / "thin.png")
+    cfg = config("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", [0.1, 0.9])
+    cfg.INPUT.MIN_SIZE_TRAIN = (size,)
+    thin = {"file_name": str(tmp_path / "thin.png"), "height": 1, "width": 90, "annotations": []}
+    with pytest.raises(UserError, match=r"thin\.png: 90 x 1 pixels: too thin"):
+        build_train_mapper(cfg)(thin)
 
 
 @pytest.mark.parametrize("aug", [{}, {"SCALE": [0.5, 0.6]}], ids=str)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from clq.config import setup_cfg
-from clq.data.mapper import build_augmentations
+from clq.data.augmentations import build_augmentations
 from clq.data.transforms import (
     Letterbox,
     QuarterTurns,

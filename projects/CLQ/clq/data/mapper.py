@@ -1,4 +1,4 @@
-"""Training images: augmentation and the mapper from a data set's record to the model's input."""
+"""The mapper from a data set's record to the model's input."""
 
 import copy
 
@@ -9,18 +9,17 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import (
     annotations_to_instances,
-    build_augmentation,
     check_image_size,
     filter_empty_instances,
     transform_instance_annotations,
 )
 from detectron2.structures import Boxes, BoxMode, Instances
-from fvcore.transforms.transform import TransformList
+from fvcore.transforms.transform import CropTransform, TransformList
 
-from clq.data.colors import RandomColor, RandomFloatColor
+from clq.data.augmentations import build_augmentations, build_test_augmentations
 from clq.data.images import read_image
 from clq.data.tiling import visible_fraction
-from clq.data.transforms import Letterbox, RandomQuarterTurns, RandomZoomCrop, Warp, Zoom
+from clq.data.transforms import Warp
 from clq.errors import UserError, blamed_on
 
 
@@ -68,7 +67,9 @@ class BoxMapper(DatasetMapper):
         data = T.AugInput(image)
         try:
             transforms = self.augmentations(data)
-        except ValueError as e:  # about a height or width of 0
+            if not data.image.size:
+                raise ValueError("height and width must be > 0")
+        except (ValueError, ZeroDivisionError) as e:  # about a height or width of 0
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise UserError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
@@ -89,9 +90,7 @@ class BoxMapper(DatasetMapper):
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         boxes = np.array(boxes, dtype=float).reshape(-1, 4).clip(0, [*source_shape[::-1], *source_shape[::-1]])
-        boxes = transforms.apply_box(boxes)
-        height, width = image_shape
-        boxes, visible = visible_fraction(boxes, (0, 0, width, height))
+        boxes, visible = _visible_boxes(boxes, transforms, image_shape)
         kept = visible >= self.min_visible - 1e-6  # resizing alone may move a border out of the image, by rounding
         instances = Instances(image_shape)
         instances.gt_boxes = Boxes(boxes[kept])
@@ -106,8 +105,31 @@ class BoxMapper(DatasetMapper):
         if not all("segmentation" in a for a in annotations):
             raise UserError(f"image {name}: has an object without a segmentation, which MODEL.MASK_ON True needs.")
         with blamed_on(f"image {name} with INPUT.MASK_FORMAT {self.instance_mask_format}"):
-            moved = [transform_instance_annotations(a, transforms, image_shape) for a in annotations]
+            try:
+                moved = [transform_instance_annotations(a, transforms, image_shape) for a in annotations]
+            except ModuleNotFoundError as e:  # of shapely, which Detectron2 cuts polygons with
+                raise UserError(
+                    f"INPUT.CROP with polygons needs the package {e.name}; install it or set MASK_FORMAT bitmask."
+                ) from e
             return annotations_to_instances(moved, image_shape, self.instance_mask_format).gt_masks
+
+
+def _visible_boxes(
+    boxes: np.ndarray, transforms: TransformList, image_shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (M, 4) moved by the transforms and clipped, and which share (M,) of each is left.
+
+    They are clipped after each crop too: what a crop cut off does not come back where a later step pads the image.
+    """
+    height, width = image_shape
+    left = np.ones(len(boxes))
+    for transform in transforms.transforms:
+        boxes = transform.apply_box(boxes)
+        if isinstance(transform, CropTransform):
+            boxes, visible = visible_fraction(boxes, (0, 0, transform.w, transform.h))
+            left = left * visible
+    boxes, visible = visible_fraction(boxes, (0, 0, width, height))
+    return boxes, left * visible
 
 
 def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
@@ -118,124 +140,6 @@ def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
     """
     warp = next((t for t in transforms.transforms if isinstance(t, Warp)), None)
     return {} if warp is None else {"input_from_image": torch.from_numpy(warp.matrix)}
-
-
-def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Training's: all that move pixels, from the original ones in one interpolation, then the colours.
-
-    Without ``INPUT.AUG.SCALE``, ``INPUT.AUG.CROP`` and ``INPUT.LETTERBOX`` the interpolation is Detectron2's own.
-
-    Raises:
-        UserError: a value of ``INPUT`` out of range, or of ``INPUT.LETTERBOX`` that does not go with another key.
-    """
-    check_letterbox(cfg)
-    aug = cfg.INPUT.AUG
-    _check_geometry(aug)
-    _check_colors(aug, cfg.INPUT.FORMAT)
-    augmentations = [_build_letterbox(cfg)] if cfg.INPUT.LETTERBOX.ENABLED else _build_resizing(cfg)
-    if aug.COLOR:
-        augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
-    if aug.BRIGHTNESS or tuple(aug.CONTRAST) != (1, 1) or tuple(aug.SATURATION) != (1, 1):
-        limits = aug.BRIGHTNESS, tuple(aug.CONTRAST), tuple(aug.SATURATION)
-        augmentations.append(RandomFloatColor(*limits, aug.COLOR_PROB, cfg.INPUT.FORMAT))
-    return augmentations
-
-
-def _build_zoom(aug: CfgNode) -> Zoom:
-    return Zoom(tuple(aug.SCALE), aug.SCALE_SAMPLING, aug.SCALE_PROB)
-
-
-def _build_letterbox(cfg: CfgNode) -> Letterbox:
-    aug, flip_prob = cfg.INPUT.AUG, 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
-    return Letterbox(tuple(cfg.INPUT.LETTERBOX.SIZE), _build_zoom(aug), flip_prob, aug.SHIFT, aug.SHIFT_PROB)
-
-
-def _build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
-    aug = cfg.INPUT.AUG
-    with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
-        resize, *flip = build_augmentation(cfg, is_train=True)
-        crop = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)] if cfg.INPUT.CROP.ENABLED else []
-    if aug.CROP or tuple(aug.SCALE) != (1, 1):
-        zoom = RandomZoomCrop(resize, _build_zoom(aug), tuple(aug.CROP) or None)
-        augmentations = [*crop, *flip, zoom]  # the flip first: the padding stays right and below
-    else:
-        augmentations = [*crop, resize, *flip]
-    if aug.ROTATE90:
-        augmentations.append(RandomQuarterTurns())
-    if aug.FLIP_VERTICAL:
-        augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
-    return augmentations
-
-
-def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The test's, of evaluation and prediction: Detectron2's resizing, or the letterbox.
-
-    Raises:
-        UserError: see :func:`check_letterbox`.
-    """
-    check_letterbox(cfg)
-    if cfg.INPUT.LETTERBOX.ENABLED:
-        return [Letterbox(tuple(cfg.INPUT.LETTERBOX.SIZE))]
-    return build_augmentation(cfg, is_train=False)
-
-
-def check_letterbox(cfg: CfgNode) -> None:
-    """Checks ``INPUT.LETTERBOX``.
-
-    Raises:
-        UserError: it is enabled, and its size is none, or another key does not go with it.
-    """
-    box, i = cfg.INPUT.LETTERBOX, cfg.INPUT
-    if not box.ENABLED:
-        if i.AUG.SHIFT:
-            raise UserError(f"INPUT.AUG.SHIFT {i.AUG.SHIFT}: needs INPUT.LETTERBOX.ENABLED True; set it to 0.0.")
-        return
-    if len(box.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in box.SIZE):
-        raise UserError(f"INPUT.LETTERBOX.SIZE {list(box.SIZE)}: must be [height, width] in pixels.")
-    kind = cfg.MODEL.META_ARCHITECTURE
-    if kind != "CLQ":  # their own forward takes boxes back by scaling alone
-        raise UserError(f"INPUT.LETTERBOX.ENABLED True: {kind} models do not read it; set it to False.")
-    others = {
-        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
-        "INPUT.CROP.ENABLED": i.CROP.ENABLED,
-        "INPUT.AUG.CROP": len(i.AUG.CROP) > 0,
-        "INPUT.AUG.ROTATE90": i.AUG.ROTATE90,
-        "INPUT.AUG.FLIP_VERTICAL": i.AUG.FLIP_VERTICAL,
-        "INPUT.RANDOM_FLIP vertical": i.RANDOM_FLIP == "vertical",
-    }
-    if clash := [key for key, is_set in others.items() if is_set]:
-        raise UserError(f"INPUT.LETTERBOX.ENABLED True: does not go with {clash[0]}; unset one of the two.")
-
-
-def _check_geometry(aug: CfgNode) -> None:
-    if len(aug.SCALE) != 2 or not 0 < aug.SCALE[0] <= aug.SCALE[1]:
-        raise UserError(f"INPUT.AUG.SCALE {list(aug.SCALE)}: must be [least, greatest] zoom, both above 0.")
-    if aug.SCALE_SAMPLING not in ("log", "uniform"):
-        raise UserError(f"INPUT.AUG.SCALE_SAMPLING {aug.SCALE_SAMPLING}: must be log or uniform.")
-    if len(aug.CROP) not in (0, 2) or any(not isinstance(side, int) or side < 1 for side in aug.CROP):
-        raise UserError(f"INPUT.AUG.CROP {list(aug.CROP)}: must be [height, width] in pixels, or [] for none.")
-    if not 0 <= aug.SHIFT <= 0.5:
-        raise UserError(f"INPUT.AUG.SHIFT {aug.SHIFT}: must be within 0 (off) and 0.5.")
-    for key in ("SCALE_PROB", "SHIFT_PROB", "MIN_VISIBLE"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 and 1.")
-
-
-def _check_colors(aug: CfgNode, image_format: str) -> None:
-    for key in ("COLOR", "BRIGHTNESS"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 (off) and 1.")
-    for key in ("CONTRAST", "SATURATION"):
-        if len(aug[key]) != 2 or not 0 <= aug[key][0] <= aug[key][1]:
-            raise UserError(f"INPUT.AUG.{key} {list(aug[key])}: must be [least, greatest] factor, none below 0.")
-    if not 0 <= aug.COLOR_PROB <= 1:
-        raise UserError(f"INPUT.AUG.COLOR_PROB {aug.COLOR_PROB}: must be within 0 and 1.")
-    for key, off in (("COLOR", 0), ("SATURATION", [1.0, 1.0])):
-        if aug[key] != off and image_format not in ("RGB", "BGR"):
-            value = list(aug[key]) if key == "SATURATION" else aug[key]
-            raise UserError(
-                f"INPUT.AUG.{key} {value}: needs INPUT.FORMAT RGB or BGR; set it to {off} for {image_format}."
-            )
 
 
 def build_train_mapper(cfg: CfgNode) -> DatasetMapper:

@@ -40,8 +40,8 @@ class Zoom:
 class ResizedWindow(Transform):
     """Resizes an image and keeps one window of the result, of which nothing else is computed.
 
-    The window is interpolated from the original pixels in one step (bilinear, antialiased), so that time and memory are
-    those of the window, whatever the factor. What it has right of and below the resized image is grey.
+    The window is interpolated from the original pixels in one step (bilinear, antialiased). Time and memory are those
+    of the window and of the part of the image that it shows. What it has right of and below the resized image is grey.
     """
 
     PAD_VALUE = 128  # grey, as Detectron2's FixedSizeCrop
@@ -123,8 +123,8 @@ class RandomZoomCrop(T.Augmentation):
         zoom = self.zoom.draw()
         new_h, new_w = max(1, round(new_h * zoom)), max(1, round(new_w * zoom))
         tall, wide = self.size or (new_h, new_w)
-        y = round(self._rand_range() * max(0, new_h - tall))
-        x = round(self._rand_range() * max(0, new_w - wide))
+        y = np.random.randint(max(0, new_h - tall) + 1)
+        x = np.random.randint(max(0, new_w - wide) + 1)
         return ResizedWindow(height, width, new_h, new_w, y, x, tall, wide)
 
 
