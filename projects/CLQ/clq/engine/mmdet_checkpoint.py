@@ -16,7 +16,8 @@ from clq.engine.foreign_checkpoint import (
     read_checkpoint,
     weights_of,
 )
-from clq.engine.mmdet_config import check_settings, head_of, read_config
+from clq.engine.mmdet_config import check_settings, head_of
+from clq.engine.mmdet_config_text import read_config
 from clq.engine.mmdet_test_settings import selection_keys
 from clq.engine.told_by_weights import body_keys, head_keys
 from clq.errors import UserError
