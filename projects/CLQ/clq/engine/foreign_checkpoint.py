@@ -1,7 +1,7 @@
 """What converters of other code bases share: reading their files, and whether the result is a whole detector."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,23 @@ from clq.config import setup_cfg
 from clq.errors import UserError, blamed_on
 
 ROOT = Path(__file__).parents[4]
+
+
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 200  # in a message, which is one readable line
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in one line: odd ones as Python writes them, and of many the first."""
+    names = list(names)
+    shown = [name if name.isprintable() and 0 < len(name) <= _SHOWN_CHARACTERS else brief(name) for name in names]
+    more = [f"and {len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
+    return ", ".join(shown[:_SHOWN_NAMES] + more)
 
 
 class Converted(NamedTuple):

@@ -9,6 +9,7 @@ import math
 
 from detectron2.config import CfgNode
 
+from clq.engine.foreign_checkpoint import brief
 from clq.engine.mmdet_config_text import Unread, dicts_in
 from clq.engine.mmdet_settings import COMMON, NO_DEFAULT, OF_HEAD
 from clq.errors import UserError
@@ -41,18 +42,22 @@ def check_settings(path: str, config: dict, cfg: CfgNode, name: str) -> None:
     try:
         model = _normalized(config)
         pairs = [
-            (f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg))
+            (f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg), s.told)
             for s in (*COMMON, *OF_HEAD[head_of(config)[0]])
         ]
-        pairs += _preprocessing(config, cfg)
+        pairs += [(*pair, False) for pair in (*_normalization(config, cfg), *_loading(config))]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: the config in its meta is not built as MMDetection's are ({e}).") from e
-    for setting, theirs, ours in pairs:
-        if theirs is not NO_DEFAULT and not _same(theirs, ours):
-            raise UserError(
-                f"{path}: was trained with {setting} = {theirs!r}, where {name} has {ours!r}; no setting of this "
-                "project makes up for that, so it cannot be converted."
-            )
+    for setting, theirs, ours, told in pairs:
+        if theirs is NO_DEFAULT or _same(theirs, ours):
+            continue
+        differs = f"{setting} = {brief(theirs)}, where {'its weights have' if told else f'{name} has'} {ours!r}"
+        if told:
+            raise UserError(f"{path}: its config has {differs}; correct the config in its meta.")
+        raise UserError(
+            f"{path}: was trained with {differs}; no setting of this project makes up for that, so it cannot be "
+            "converted."
+        )
 
 
 def _find(node: object, setting: str, default: object) -> object:
@@ -103,14 +108,21 @@ def _normalized(config: dict) -> dict:
     return model
 
 
-def _preprocessing(config: dict, cfg: CfgNode) -> list[tuple[str, object, object]]:
-    """Setting, theirs and ours, of all that normalises images for the network."""
+def test_places(config: dict) -> dict[str, object]:
+    """Where a config says how the images of the test are made."""
     data = config.get("data")
+    return {
+        "test_pipeline": config.get("test_pipeline"),
+        "data.test": data.get("test") if isinstance(data, dict) else data,
+        "test_dataloader": config.get("test_dataloader"),
+    }
+
+
+def _normalization(config: dict, cfg: CfgNode) -> list[tuple[str, object, object]]:
+    """Setting, theirs and ours, of all that normalises images for the network."""
     places = {
         "img_norm_cfg": config.get("img_norm_cfg"),
-        "test_pipeline": config.get("test_pipeline"),
-        "data.test": data.get("test") if isinstance(data, dict) else None,
-        "test_dataloader": config.get("test_dataloader"),
+        **test_places(config),
         "model.data_preprocessor": config["model"].get("data_preprocessor"),
         "data_preprocessor": config.get("data_preprocessor"),
     }
@@ -126,9 +138,20 @@ def _preprocessing(config: dict, cfg: CfgNode) -> list[tuple[str, object, object
                 (f"{place}: std", found.get("std"), cfg.MODEL.PIXEL_STD),
                 (f"{place}: {flag}", found.get(flag, default), cfg.INPUT.FORMAT == "RGB"),
             ]
-    if not pairs and (data or config.get("test_dataloader")):
+    if not pairs and (config.get("data") or config.get("test_dataloader")):
         pairs.append(("Normalize or data_preprocessor", None, f"mean {cfg.MODEL.PIXEL_MEAN}"))
     return pairs
+
+
+def _loading(config: dict) -> list[tuple[str, object, object]]:
+    """Setting, theirs and ours, of all that reads images: as three channels, which the normalization expects as BGR."""
+    return [
+        (f"{place}: {setting}", found.get(setting, ours), ours)
+        for place, node in test_places(config).items()
+        for found in dicts_in(node)
+        if str(_find(found, "type", "")).startswith("LoadImageFrom")
+        for setting, ours in (("channel_order", "bgr"), ("color_type", "color"))
+    ]
 
 
 def _same(theirs: object, ours: object) -> bool:
