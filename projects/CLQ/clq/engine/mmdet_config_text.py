@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from clq.errors import UserError
 
-_CHARACTERS = 1_000_000  # the longest text that is read; Python needs some hundred bytes for each character
+_CHARACTERS = 1_000_000  # the longest text that is read; Python needs up to a kilobyte for each
 _VALUES = 200_000  # the most values that it may stand for, those behind its names counted each time they are used
 _DEPTH = 100  # the deepest that values may lie in each other
 _BITS = 64  # of the largest integer
