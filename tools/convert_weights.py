@@ -54,7 +54,7 @@ def main(argv=None):
         words = ["--config-file", config, "--eval-only", "MODEL.WEIGHTS", args.output]
         for key, value in keys.items():
             words += [key, str(value)]
-        print("train_net.py " + shlex.join(words))
+        print("python train_net.py " + shlex.join(words))
 
 
 if __name__ == "__main__":

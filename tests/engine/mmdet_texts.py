@@ -3,7 +3,8 @@
 import functools
 
 import clq
-from clq.engine.mmdet_config import check_settings, head_of, read_config
+from clq.engine.mmdet_config import check_settings, head_of
+from clq.engine.mmdet_config_text import read_config
 from clq.engine.mmdet_test_settings import selection_keys
 from mmdet_models import CONFIGS
 

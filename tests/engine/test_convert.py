@@ -120,9 +120,9 @@ def test_the_tool_converts_whole_checkpoints_and_says_how_to_evaluate_them(name,
     assert run("tools/convert_weights.py", "mmdet", tmp_path / "in.pth", tmp_path / "out.pth") == 0
     summary, command = capsys.readouterr().out.splitlines()[-2:]
     assert f"{CLASSES} classes" in summary
-    script, *words = shlex.split(command)
+    python, script, *words = shlex.split(command)
     args = default_argument_parser().parse_args(words)
-    assert script == "train_net.py"
+    assert (python, script) == ("python", "train_net.py")
     assert args.eval_only
     assert args.config_file == f"configs/{name.split()[0]}.yaml"
     model = build_small(Path(args.config_file).relative_to("configs"), *args.opts)
@@ -182,8 +182,20 @@ def test_the_background_is_told_from_the_number_of_classes_in_the_config(convert
     meta = {"config": config_text("GFocalHead", classes=3)}
     _, _, keys = convert({"meta": meta, "state_dict": detector(head=gfl_head(4))})
     assert keys["MODEL.CLQ.NUM_CLASSES"] == 3
-    with pytest.raises(UserError, match=r"num_classes = 3, where .* has 5"):
+    with pytest.raises(UserError, match=r"config has num_classes = 3, where its weights have 5 class channels"):
         convert({"meta": meta, "state_dict": detector(head=gfl_head(5))})
+
+
+def test_the_config_counts_where_the_names_of_classes_disagree(convert, caplog):
+    meta = {"CLASSES": ["a"] * 80, "config": config_text("CLQ_Head_align_iou_pred", classes=7)}
+    _, _, keys = convert({"meta": meta, "state_dict": detector(head=clq_head(8))})
+    assert keys["MODEL.CLQ.NUM_CLASSES"] == 7
+    assert "has 80 names of classes (CLASSES in 2.x, dataset_meta in 3.x); its config's num_classes = 7" in caplog.text
+    del meta["config"]
+    with pytest.raises(
+        UserError, match=r"its meta has 80 names of classes .*, where its weights have 8 class channels"
+    ):
+        convert({"meta": meta, "state_dict": detector(head=clq_head(8))})
 
 
 def test_the_body_of_a_published_detector_is_told_from_its_weights(convert):

@@ -1,7 +1,9 @@
 """What converters of other code bases share: reading their files, and whether the result is a whole detector."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,28 @@ from torch import Tensor
 from clq.config import setup_cfg
 from clq.errors import UserError, blamed_on
 
+logger = logging.getLogger(__name__)
+
 ROOT = Path(__file__).parents[4]
+_FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64  # of batch counters alone
+
+
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 200  # in a message, which is one readable line
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in one line: odd ones as Python writes them, and of many the first."""
+    names = list(names)
+    shown = [name if name.isprintable() and 0 < len(name) <= _SHOWN_CHARACTERS else brief(name) for name in names]
+    more = [f"and {len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
+    return ", ".join(shown[:_SHOWN_NAMES] + more)
 
 
 class Converted(NamedTuple):
@@ -51,30 +74,68 @@ def read_checkpoint(path: str, source: str, content: str) -> dict:
             f"weights_only=False), then torch.save({content}, ...), and convert that."
         ) from e
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, not the weights of a detector.")
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, not weights; give a checkpoint of {source}.")
     return checkpoint
 
 
 def weights_of(path: str, checkpoint: dict, source: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint, which may lie under ``state_dict``.
+    """The weights of a checkpoint, which may lie under ``state_dict``, in float32.
 
     Raises:
-        UserError: something else is among them.
+        UserError: something else is among them, or a tensor that no weight is saved as.
     """
     weights = checkpoint.get("state_dict", checkpoint)
     if not isinstance(weights, dict):
-        raise UserError(f'{path}: holds a {type(weights).__name__} as "state_dict", not the weights of a detector.')
+        kind = type(weights).__name__
+        raise UserError(f'{path}: holds a {kind} as "state_dict", not weights; give a checkpoint of {source}.')
+    if not weights:
+        raise UserError(f"{path}: holds no weights; give a checkpoint of {source}.")
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: holds {key!r}, which is no weight; give a checkpoint of {source}.")
-    return weights
+            raise UserError(f"{path}: holds {brief(key)}, which is no weight; give a checkpoint of {source}.")
+        if fault := _fault(key, value):
+            raise UserError(f"{path}: {listed([key])} is {fault}; save the weights as plain float32 tensors.")
+    others = {str(w.dtype).removeprefix("torch.") for w in weights.values() if w.is_floating_point()} - {"float32"}
+    if others:
+        logger.warning("%s: holds weights in %s, which become float32.", path, ", ".join(sorted(others)))
+    return {key: w.detach().float() if w.is_floating_point() else w for key, w in weights.items()}
+
+
+def _fault(key: str, value: Tensor) -> str | None:
+    """What a tensor is that cannot be read as a weight; None of one that can."""
+    if value.is_nested or value.layout != torch.strided:
+        return "a nested tensor" if value.is_nested else f"a {str(value.layout).removeprefix('torch.')} tensor"
+    if value.device.type != "cpu":
+        return f"a tensor without values ({value.device.type})"
+    if value.dtype in _FLOATS or (value.dtype in _INTEGERS and key.endswith("num_batches_tracked")):
+        return None
+    return f"of {str(value.dtype).removeprefix('torch.')}, as no weight is"
 
 
 def check_finite(path: str, weights: Mapping[str, Tensor]) -> None:
     """Raises UserError if a weight is infinite or NaN."""
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"{path}: {len(broken)} of its weights are not finite: {', '.join(broken)}.")
+        raise UserError(
+            f"{path}: {len(broken)} of its weights are not finite: {listed(broken)}; its training diverged or the file "
+            "is damaged, so give an earlier checkpoint or fetch it again."
+        )
+
+
+@contextlib.contextmanager
+def sizes_told(path: str, source: str) -> Iterator[None]:
+    """Makes a UserError of what reading sizes from absent or odd weights raises."""
+    try:
+        yield
+    except KeyError as e:
+        raise UserError(
+            f"{path}: lacks {e.args[0]}, without which its size cannot be told; give the checkpoint of a whole "
+            f"detector of {source}."
+        ) from e
+    except (ArithmeticError, IndexError, TypeError) as e:  # of a weight with too few dimensions, or empty ones
+        raise UserError(
+            f"{path}: its weights are of shapes that no detector's are of; give an undamaged checkpoint of {source}."
+        ) from e
 
 
 def config_with(config: str, keys: Mapping[str, object]) -> CfgNode:
@@ -106,10 +167,17 @@ def check_whole(path: str, config: str, keys: Mapping[str, object], weights: Map
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = wanted.keys() - weights.keys()
     if missing:
-        raise UserError(f"{path}: {len(missing)} weights of its detector are missing: {', '.join(sorted(missing))}.")
+        raise UserError(
+            f"{path}: {len(missing)} weights of its detector are missing: {listed(sorted(missing))}; give the "
+            "checkpoint of the whole detector."
+        )
     for key, value in weights.items():
         if key not in wanted:
-            raise UserError(f"{path}: {key} is one weight more than {config} has.")
+            raise UserError(
+                f"{path}: {listed([key])} is one weight more than {config} has; give a checkpoint of that detector."
+            )
         if tuple(value.shape) != wanted[key]:
-            shapes = f"{list(value.shape)} instead of {list(wanted[key])}"
-            raise UserError(f"{path}: {key} is of another shape than {config} has, {shapes}.")
+            raise UserError(
+                f"{path}: {key} is of another shape than {config} has, {list(value.shape)} instead of "
+                f"{list(wanted[key])}, and no key of it makes up for that; give a checkpoint of that detector."
+            )

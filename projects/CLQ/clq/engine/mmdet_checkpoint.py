@@ -13,10 +13,13 @@ from clq.engine.foreign_checkpoint import (
     check_whole,
     config_with,
     differing,
+    listed,
     read_checkpoint,
+    sizes_told,
     weights_of,
 )
-from clq.engine.mmdet_config import check_settings, head_of, read_config
+from clq.engine.mmdet_config import check_settings, head_of
+from clq.engine.mmdet_config_text import read_config
 from clq.engine.mmdet_test_settings import selection_keys
 from clq.engine.told_by_weights import body_keys, head_keys
 from clq.errors import UserError
@@ -24,6 +27,7 @@ from clq.errors import UserError
 logger = logging.getLogger(__name__)
 
 _SOURCE = "MMDetection"
+_KINDS = "ATSS, GFL, GFLv2, VFNet, TOOD or CLQ"
 _KEPT = (
     "{'state_dict': c['state_dict'], 'meta': {k: c['meta'][k] for k in ('config', 'cfg', 'CLASSES', 'dataset_meta') if "
     "k in c['meta']}}"
@@ -84,7 +88,7 @@ _VARIANTS = (
     _Variant(
         "configs/CLQ/mmdet_clq_R_101_FPN_2x_ms.yaml",
         "CLQ_Head_align_iou_pred",  # of its authors' MMDetection
-        frozenset({"clq_cls", "clq_reg", "retina_iou"}),
+        frozenset({"clq_cls", "clq_reg", "retina_iou", "feature_alignment"}),
         distributions=True,
         background=True,
     ),
@@ -115,16 +119,15 @@ def convert_checkpoint(path: str) -> Converted:
     variant = _variant_of(path, weights, config)
     converted, unplaced = convert(weights)
     if unplaced:
-        raise UserError(f"{path}: {len(unplaced)} of its weights have no place here: {', '.join(unplaced)}.")
+        raise UserError(
+            f"{path}: {len(unplaced)} of its weights have no place here: {listed(unplaced)}; give a detector without "
+            "them."
+        )
     check_finite(path, converted)
-    try:
+    with sizes_told(path, _SOURCE):
         if variant.background:
-            _leave_out_background(path, converted, len(_class_names(checkpoint)) or head_of(config)[1])
+            _leave_out_background(path, converted, len(_class_names(checkpoint)), head_of(config)[1])
         found = {**body_keys(path, converted), **head_keys(converted, variant.distributions)}
-    except KeyError as e:
-        raise UserError(f"{path}: lacks {e.args[0]}, without which its size cannot be told.") from e
-    except (ArithmeticError, IndexError, TypeError) as e:  # of a weight with too few dimensions, or empty ones
-        raise UserError(f"{path}: its weights are of shapes that no detector's are of.") from e
     standard = config_with(variant.config, {})
     keys = differing(standard, found)
     check_whole(path, variant.config, keys, converted)
@@ -136,7 +139,11 @@ def _weights(path: str, checkpoint: dict) -> dict[str, Tensor]:
     weights = weights_of(path, checkpoint, _SOURCE)
     for key, value in weights.items():
         if key.endswith(".scale") and value.numel() != 1:
-            raise UserError(f"{path}: {key} is of shape {list(value.shape)}, not one number as in MMDetection.")
+            shape = list(value.shape)
+            raise UserError(
+                f"{path}: {listed([key])} is of shape {shape}, not one number; give a checkpoint as MMDetection saves "
+                "it."
+            )
     return weights
 
 
@@ -164,32 +171,47 @@ def _variant_of(path: str, weights: Mapping[str, Tensor], config: dict) -> _Vari
     """The variant whose head has these layers, provided that the config, if there is one, says the same."""
     layers = {key.split(".")[1] for key in weights if key.startswith("bbox_head.")}
     variant = next((v for v in _VARIANTS if layers >= v.layers and not layers & v.absent), None)
+    if variant is None and {"clq_cls", "clq_reg"} <= layers:
+        raise UserError(
+            f"{path}: is CLQ without feature alignment (no bbox_head.feature_alignment), which its authors' code does "
+            "not have; give a whole checkpoint, or train it here with configs/ablations/clq_wo_align_R_50_FPN_1x.yaml."
+        )
     if variant is None:
-        has = f"its head has {', '.join(sorted(layers))}" if layers else "it has no bbox_head"
+        has = f"its head has {listed(sorted(layers))}" if layers else "it has no bbox_head"
         kind = next((f", {what}" for layer, what in _OTHERS.items() if layer in layers), "")
-        raise UserError(f"{path}: no ATSS, GFL, GFLv2, VFNet, TOOD or CLQ of MMDetection ({has}{kind}).")
+        raise UserError(f"{path}: no {_KINDS} of MMDetection ({has}{kind}); give a checkpoint of one of them.")
     kind, _ = head_of(config)
     if not config:
         logger.warning("%s: has no config of its training; by its weights it is what %s is.", path, variant.config)
     elif kind != variant.head:  # PAA and LAD have ATSS's layers, and scores of another meaning
-        raise UserError(f"{path}: is of {kind or 'a model without a bbox_head'}, which this project does not have.")
+        found = listed([kind]) if kind else "a model without a bbox_head"
+        raise UserError(f"{path}: is of {found}, which this project does not have; give a checkpoint of {_KINDS}.")
     return variant
 
 
-def _leave_out_background(path: str, weights: dict[str, Tensor], classes: int) -> None:
+def _leave_out_background(path: str, weights: dict[str, Tensor], names: int, of_config: int) -> None:
     """Cuts the background's channel off, if there is one.
 
+    A head is built with the number of classes in its config, whatever names of a data set are beside it.
+
     Args:
-        path: of the checkpoint, for errors.
+        path: path of the checkpoint, for errors.
         weights: converted; changed in place.
-        classes: as its file notes them; 0 if it does not.
+        names: number of names of classes in its meta; 0 if it has none.
+        of_config: number of classes in its config; 0 if it has none.
     """
-    channels = len(weights["head.cls_logits.weight"])
+    channels, classes = len(weights["head.cls_logits.weight"]), of_config or names
+    named = f"{names} names of classes (CLASSES in 2.x, dataset_meta in 3.x)"
     if not classes and channels not in (_COCO, _COCO + 1):
         raise UserError(
             f"{path}: has {channels} class channels and no names of classes, so whether the last is the background's "
             "cannot be told; put the names into its meta, as CLASSES."
         )
+    if classes and channels not in (classes, classes + 1):
+        noted = f"its config has num_classes = {of_config}" if of_config else f"its meta has {named}"
+        raise UserError(f"{path}: {noted}, where its weights have {channels} class channels; correct that in its meta.")
+    if names and names != classes:
+        logger.warning("%s: has %s; its config's num_classes = %d is taken.", path, named, of_config)
     if channels == (classes or _COCO) + 1:
         logger.info("%s: %d class channels; the last one, of the background, is left out", path, channels)
         for name in ("head.cls_logits.weight", "head.cls_logits.bias"):

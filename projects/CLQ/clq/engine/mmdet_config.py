@@ -1,86 +1,18 @@
-"""The config that MMDetection keeps in a checkpoint: reading it, and holding it against this project's.
+"""The config that MMDetection keeps in a checkpoint, held against this project's.
 
-Nothing in it is executed. What no weight shows (anchors, strides, activations, groups of normalisation, how training
+What no weight shows (anchors, strides, activations, groups of normalisation, how training
 chose positives) must be as in the config of this project's variant; MMDetection's defaults count where its config is
 silent.
 """
 
-import ast
-import copy
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from clq.engine.foreign_checkpoint import brief
+from clq.engine.mmdet_config_text import Unread, dicts_in
 from clq.engine.mmdet_settings import COMMON, NO_DEFAULT, OF_HEAD
 from clq.errors import UserError
-
-
-@dataclass(frozen=True)
-class Unread:
-    """An expression of a config that is no plain value, such as ``range(0, 1)``; equal to no value of ours."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def read_config(path: str, text: str) -> dict:
-    """The values of a config's assignments: nested dicts and lists of plain values, and :class:`Unread`.
-
-    Args:
-        path: of the checkpoint, for errors.
-        text: of the config, with its ``_base_`` merged; empty for a checkpoint without one.
-
-    Raises:
-        UserError: no config that MMDetection has merged and written.
-    """
-    how = "remove config (2.x) or cfg (3.x) from its meta to have it taken at its weights' word"
-    try:
-        tree = ast.parse(text)
-        values: dict[str, object] = {}
-        for statement in tree.body:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                values[statement.targets[0].id] = _value(statement.value, values)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError) as e:
-        line = f", line {e.lineno}" if isinstance(e, SyntaxError) else ""
-        raise UserError(f"{path}: the config in its meta is no Python that can be read{line}; {how}.") from e
-    if text and not isinstance(values.get("model"), dict):
-        raise UserError(f"{path}: the config in its meta has no model = dict(...); {how}.")
-    if "_base_" in values:
-        raise UserError(f"{path}: the config in its meta has a _base_ that is not merged; {how}.")
-    return values
-
-
-def _value(node: ast.expr, names: dict[str, object]) -> object:
-    """What an expression stands for, if it is plain; names are those assigned before."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return [_value(x, names) for x in node.elts]
-    if isinstance(node, ast.Dict):
-        return _merged(
-            ((k and _value(k, names), _value(v, names)) for k, v in zip(node.keys, node.values, strict=True))
-        )
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return _merged((k.arg, _value(k.value, names)) for k in node.keywords)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand, names)
-        return -value if isinstance(value, (int, float)) else Unread(ast.unparse(node))
-    if isinstance(node, ast.Name):
-        if node.id in ("inf", "nan"):
-            return float(node.id)
-        return copy.deepcopy(names.get(node.id, Unread(node.id)))
-    return Unread(ast.unparse(node))
-
-
-def _merged(items: Iterator[tuple[object, object]]) -> dict:
-    merged: dict = {}
-    for key, value in items:
-        merged.update(value if key is None and isinstance(value, dict) else {key: value})  # None: of **value
-    return merged
 
 
 def head_of(config: dict) -> tuple[str, int]:
@@ -97,7 +29,8 @@ def check_settings(path: str, config: dict, cfg: CfgNode, name: str) -> None:
 
     Args:
         path: of the checkpoint, for errors.
-        config: MMDetection's, as :func:`read_config` returns it; empty: nothing to compare.
+        config: MMDetection's, as :func:`~clq.engine.mmdet_config_text.read_config` returns it; if it is empty, there is
+            nothing to compare.
         cfg: of this project's variant, with the sizes that the weights tell.
         name: of its file, for errors.
 
@@ -109,18 +42,22 @@ def check_settings(path: str, config: dict, cfg: CfgNode, name: str) -> None:
     try:
         model = _normalized(config)
         pairs = [
-            (f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg))
+            (f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg), s.told)
             for s in (*COMMON, *OF_HEAD[head_of(config)[0]])
         ]
-        pairs += _preprocessing(config, cfg)
+        pairs += [(*pair, False) for pair in (*_normalization(config, cfg), *_loading(config))]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: the config in its meta is not built as MMDetection's are ({e}).") from e
-    for setting, theirs, ours in pairs:
-        if theirs is not NO_DEFAULT and not _same(theirs, ours):
-            raise UserError(
-                f"{path}: was trained with {setting} = {theirs!r}, where {name} has {ours!r}; no setting of this "
-                "project makes up for that, so it cannot be converted."
-            )
+    for setting, theirs, ours, told in pairs:
+        if theirs is NO_DEFAULT or _same(theirs, ours):
+            continue
+        differs = f"{setting} = {brief(theirs)}, where {'its weights have' if told else f'{name} has'} {ours!r}"
+        if told:
+            raise UserError(f"{path}: its config has {differs}; correct the config in its meta.")
+        raise UserError(
+            f"{path}: was trained with {differs}; no setting of this project makes up for that, so it cannot be "
+            "converted."
+        )
 
 
 def _find(node: object, setting: str, default: object) -> object:
@@ -140,8 +77,11 @@ def _find(node: object, setting: str, default: object) -> object:
 
 def _normalized(config: dict) -> dict:
     """The part under ``model``, where several ways to write the same have become one."""
-    model = copy.deepcopy(config["model"])
+    model = dict(config["model"])
     model.setdefault("train_cfg", config.get("train_cfg"))  # beside the model, before 2.7
+    for part in ("neck", "bbox_head"):  # those that are changed here; a config's values may be shared
+        if isinstance(model.get(part), dict):
+            model[part] = dict(model[part])
     backbone, neck, head = (model.get(part) for part in ("backbone", "neck", "bbox_head"))
     if isinstance(neck, dict):
         if neck.get("add_extra_convs") is True:
@@ -160,6 +100,7 @@ def _normalized(config: dict) -> dict:
             head["regress_ranges"] = [*ends, 2 * ends[-1]]
     generator = head.get("anchor_generator")
     if isinstance(generator, dict):
+        generator = head["anchor_generator"] = dict(generator)
         if len(generator.get("scales") or []) == 1:
             (generator["octave_base_scale"],), generator["scales"] = generator["scales"], None
         if generator.get("base_sizes") == generator.get("strides"):
@@ -167,14 +108,21 @@ def _normalized(config: dict) -> dict:
     return model
 
 
-def _preprocessing(config: dict, cfg: CfgNode) -> list[tuple[str, object, object]]:
-    """Setting, theirs and ours, of all that normalises images for the network."""
+def test_places(config: dict) -> dict[str, object]:
+    """Where a config says how the images of the test are made."""
     data = config.get("data")
+    return {
+        "test_pipeline": config.get("test_pipeline"),
+        "data.test": data.get("test") if isinstance(data, dict) else data,
+        "test_dataloader": config.get("test_dataloader"),
+    }
+
+
+def _normalization(config: dict, cfg: CfgNode) -> list[tuple[str, object, object]]:
+    """Setting, theirs and ours, of all that normalises images for the network."""
     places = {
         "img_norm_cfg": config.get("img_norm_cfg"),
-        "test_pipeline": config.get("test_pipeline"),
-        "data.test": data.get("test") if isinstance(data, dict) else None,
-        "test_dataloader": config.get("test_dataloader"),
+        **test_places(config),
         "model.data_preprocessor": config["model"].get("data_preprocessor"),
         "data_preprocessor": config.get("data_preprocessor"),
     }
@@ -190,17 +138,20 @@ def _preprocessing(config: dict, cfg: CfgNode) -> list[tuple[str, object, object
                 (f"{place}: std", found.get("std"), cfg.MODEL.PIXEL_STD),
                 (f"{place}: {flag}", found.get(flag, default), cfg.INPUT.FORMAT == "RGB"),
             ]
-    if not pairs and (data or config.get("test_dataloader")):
+    if not pairs and (config.get("data") or config.get("test_dataloader")):
         pairs.append(("Normalize or data_preprocessor", None, f"mean {cfg.MODEL.PIXEL_MEAN}"))
     return pairs
 
 
-def dicts_in(node: object) -> Iterator[dict]:
-    """All dicts in nested dicts and lists, outer ones first."""
-    if isinstance(node, dict):
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from dicts_in(child)
+def _loading(config: dict) -> list[tuple[str, object, object]]:
+    """Setting, theirs and ours, of all that reads images: as three channels, which the normalization expects as BGR."""
+    return [
+        (f"{place}: {setting}", found.get(setting, ours), ours)
+        for place, node in test_places(config).items()
+        for found in dicts_in(node)
+        if str(_find(found, "type", "")).startswith("LoadImageFrom")
+        for setting, ours in (("channel_order", "bgr"), ("color_type", "color"))
+    ]
 
 
 def _same(theirs: object, ours: object) -> bool:

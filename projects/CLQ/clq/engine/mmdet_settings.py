@@ -19,11 +19,13 @@ class Setting:
         path: in MMDetection's config, below ``model``.
         default: MMDetection's own value.
         ours: the value that a config of this project stands for.
+        told: whether ours is what the weights tell, so that a difference is a mistake in the checkpoint's config.
     """
 
     path: str
     default: object
     ours: Callable[[CfgNode], object]
+    told: bool = False
 
 
 def _always(value: object) -> Callable[[CfgNode], object]:
@@ -54,7 +56,7 @@ COMMON = (
     Setting("neck.conv_cfg", None, _always(None)),
     Setting("neck.act_cfg", None, _always(None)),
     Setting("neck.upsample_cfg.mode", "nearest", _always("nearest")),
-    Setting("bbox_head.num_classes", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.NUM_CLASSES),
+    Setting("bbox_head.num_classes", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.NUM_CLASSES, told=True),
     Setting("bbox_head.conv_cfg", None, _always(None)),
     Setting("bbox_head.norm_cfg.type", "GN", lambda cfg: cfg.MODEL.CLQ.NORM),
     Setting("bbox_head.norm_cfg.num_groups", 32, _always(32)),
@@ -73,7 +75,7 @@ _ASSIGNER = (
     Setting("train_cfg.assigner.type", NO_DEFAULT, _always("ATSSAssigner")),
     Setting("train_cfg.assigner.topk", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.TOPK),
 )
-_DISTRIBUTIONS = (*_ASSIGNER, Setting("bbox_head.reg_max", 16, lambda cfg: cfg.MODEL.CLQ.BOX.REG_MAX))
+_DISTRIBUTIONS = (*_ASSIGNER, Setting("bbox_head.reg_max", 16, lambda cfg: cfg.MODEL.CLQ.BOX.REG_MAX, told=True))
 # Of a head's class, beside the common ones.
 OF_HEAD = {
     "ATSSHead": (

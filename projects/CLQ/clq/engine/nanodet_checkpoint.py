@@ -14,7 +14,9 @@ from clq.engine.foreign_checkpoint import (
     check_whole,
     config_with,
     differing,
+    listed,
     read_checkpoint,
+    sizes_told,
     weights_of,
 )
 from clq.errors import UserError
@@ -62,15 +64,11 @@ def convert_nanodet_checkpoint(path: str) -> Converted:
     checkpoint = read_checkpoint(path, _SOURCE, "{'state_dict': c['state_dict']}")
     weights = _plain_names(weights_of(path, checkpoint, _SOURCE))
     _refuse_others(path, weights)
-    try:
+    with sizes_told(path, _SOURCE):
         classes = _num_classes(path, weights)
         converted = _convert(path, weights, classes)
         check_finite(path, converted)
         found = _size_keys(path, converted)
-    except KeyError as e:
-        raise UserError(f"{path}: lacks {e.args[0]}, without which its size cannot be told.") from e
-    except (ArithmeticError, IndexError, TypeError) as e:  # of a weight with too few dimensions, or empty ones
-        raise UserError(f"{path}: its weights are of shapes that no detector's are of.") from e
     keys = differing(config_with(CONFIGS[0], {}), found)
     check_whole(path, CONFIGS[0], keys, converted)
     return Converted(converted, CONFIGS, keys)
@@ -85,12 +83,13 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _refuse_others(path: str, weights: Mapping[str, Tensor]) -> None:
     if not any(re.fullmatch(_PREDICTOR, key) for key in weights):
-        names = ", ".join(list(weights)[:3])
-        raise UserError(f"{path}: no NanoDet, it has no head.gfl_cls (but {names}, ...); give a checkpoint of it.")
+        raise UserError(f"{path}: no NanoDet, it has no head.gfl_cls (but {listed(weights)}); give a checkpoint of it.")
     for pattern, reason in _OTHERS:
         for key in weights:
             if re.fullmatch(pattern, key):
-                raise UserError(f"{path}: {reason} ({key}), which this project does not have; give a NanoDet-m.")
+                raise UserError(
+                    f"{path}: {reason} ({listed([key])}), which this project does not have; give a NanoDet-m."
+                )
 
 
 def _num_classes(path: str, weights: Mapping[str, Tensor]) -> int:
@@ -105,7 +104,10 @@ def _num_classes(path: str, weights: Mapping[str, Tensor]) -> int:
         )
     (of_boxes,) = told
     if of_boxes % 4 or not 8 <= of_boxes < channels:
-        raise UserError(f"{path}: {of_boxes} box channels of {channels} in head.gfl_cls leave no classes or no bins.")
+        raise UserError(
+            f"{path}: {of_boxes} box channels of {channels} in head.gfl_cls leave no classes or no bins; give an "
+            "undamaged checkpoint."
+        )
     return channels - of_boxes
 
 
@@ -123,7 +125,9 @@ def _convert(path: str, weights: Mapping[str, Tensor], classes: int) -> dict[str
         else:
             unplaced.append(key)
     if unplaced:
-        raise UserError(f"{path}: {len(unplaced)} of its weights have no place here: {', '.join(unplaced)}.")
+        raise UserError(
+            f"{path}: {len(unplaced)} of its weights have no place here: {listed(unplaced)}; give a NanoDet-m without."
+        )
     return converted
 
 
@@ -149,4 +153,6 @@ def _backbone(path: str, weights: Mapping[str, Tensor]) -> str:
             body = torchvision.models.get_model(name, weights=None)
         if len(body.get_parameter(mark)) == width:
             return name
-    raise UserError(f"{path}: its backbone has {width} channels in {mark}, as none of {', '.join(BODIES)} has.")
+    raise UserError(
+        f"{path}: its backbone has {width} channels in {mark}, as none of {', '.join(BODIES)} has; give one of these."
+    )

@@ -26,11 +26,17 @@ def body_keys(path: str, weights: Mapping[str, Tensor]) -> dict[str, object]:
     bottleneck, res2net = "res2.0.conv3.weight" in shapes, "res2.0.conv2.0.weight" in shapes
     num_blocks = len({key.split(".")[1] for key in shapes if key.startswith("res4.")})
     if (num_blocks, bottleneck) not in _DEPTHS:
-        raise UserError(f"{path}: its body, with {num_blocks} blocks in layer3, is of no depth that Detectron2 has.")
+        raise UserError(
+            f"{path}: its backbone, with {num_blocks} blocks in layer3, is of no depth that Detectron2 has; give "
+            f"one of {', '.join(map(str, sorted(_DEPTHS.values())))} layers."
+        )
     of_chain = ".0" if res2net else ""  # a Res2Net's 3x3 convolutions are several, and alike
     offsets = [shapes.get(f"res{i}.0.conv2_offset{of_chain}.bias", (0,))[0] for i in (2, 3, 4, 5)]
     if not set(offsets) <= {0, 18, 27}:  # (dy, dx), or these and a weight, of 9 taps
-        raise UserError(f"{path}: has deformable convolutions in several groups, which are not told apart here.")
+        raise UserError(
+            f"{path}: has deformable convolutions in several groups, which are not told apart here; give one with one "
+            "group."
+        )
     width = shapes[f"res2.0.conv2{of_chain}.weight"][1]
     return {
         "MODEL.BACKBONE.NAME": f"build_dense_{'res2net' if res2net else 'resnet'}_fpn_backbone",

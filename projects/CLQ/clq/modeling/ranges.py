@@ -45,10 +45,9 @@ def check_ranges(cfg: CfgNode) -> None:
     Raises:
         UserError: the first that is out of its range.
     """
-    for key, (what, holds) in _RANGES.items():
+    for key in _RANGES:
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if value is None or not all(map(math.isfinite, numbers)) or not holds(value):
+        if what := broken_range(key, value):
             raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}, and finite.")
     if cfg.MODEL.FPN.OUT_CHANNELS < 1:
         raise UserError(f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS}: must be at least 1.")
@@ -56,3 +55,10 @@ def check_ranges(cfg: CfgNode) -> None:
         raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: must be at least 1.")
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise UserError(f"TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: must be at least 1.")
+
+
+def broken_range(key: str, value: object) -> str | None:
+    """What the value of a key under ``MODEL.CLQ`` must be, beside finite, if it is not; otherwise None."""
+    what, holds = _RANGES[key]
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    return None if value is not None and all(map(math.isfinite, numbers)) and holds(value) else what
