@@ -32,7 +32,7 @@ from clq.engine.benchmark_cases import DTYPES, Conditions, find_device, parse_ro
 from clq.engine.launch import count, positive, run_cli
 from clq.engine.loading import images_per_second, seconds_by_step
 from clq.engine.settings import make_folder
-from clq.modeling.matcher import match_atss
+from clq.modeling.assign.atss import match_atss
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 

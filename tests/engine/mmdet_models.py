@@ -6,8 +6,8 @@ from pathlib import Path
 import clq
 import torch
 import torchvision
-from clq.modeling.head import DenseHead
-from clq.modeling.towers import Layers, separate_towers
+from clq.modeling.head.dense_head import DenseHead
+from clq.modeling.head.towers import Layers, separate_towers
 from detectron2.modeling import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"

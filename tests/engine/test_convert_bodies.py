@@ -4,8 +4,8 @@ import clq
 import pytest
 import torch
 from clq.engine.checkpoint import Checkpointer, torchvision_to_detectron2
-from clq.modeling.deform import use_torchvision_ops
-from clq.modeling.res2net import Res2NetBlock
+from clq.modeling.backbone.deform_conv import use_torchvision_ops
+from clq.modeling.backbone.res2net import Res2NetBlock
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
 from mmdet_models import CONFIGS, build_small, random_weights, res2net_shapes, resnet_shapes

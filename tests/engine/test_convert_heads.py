@@ -2,12 +2,12 @@
 
 import clq
 import torch
-from clq.modeling.alignment import AlignConv, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
-from clq.modeling.quality import DistributionQuality, ProbabilityMap, TowerQuality
-from clq.modeling.refinement import SampledBoxes, StarRefinement
+from clq.modeling.head.feature_alignment import AlignConv, LearnedOffsets
+from clq.modeling.head.quality import DistributionQuality, ProbabilityMap, TowerQuality
+from clq.modeling.head.refinement import SampledBoxes, StarRefinement
+from clq.modeling.head.towers import interactive_towers
 from clq.modeling.scoring import joint_score
-from clq.modeling.towers import interactive_towers
 from mmdet_models import (
     DEPTH,
     WIDTH,

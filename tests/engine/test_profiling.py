@@ -12,8 +12,8 @@ from clq.engine.profiling import (
     inference_places,
     training_places,
 )
-from clq.modeling.alignment import BACKENDS, AlignConv, GeometricOffsets
-from clq.modeling.matcher import ATSSMatcher
+from clq.modeling.assign.atss import ATSSMatcher
+from clq.modeling.head.feature_alignment import BACKENDS, AlignConv, GeometricOffsets
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage

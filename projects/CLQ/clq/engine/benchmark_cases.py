@@ -24,7 +24,7 @@ from clq.engine.profiling import (
 from clq.engine.settings import check_model
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
-from clq.modeling.folding import made_fast
+from clq.modeling.optimize.fold_bn import made_fast
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CANDIDATES = 2000  # class scores above the threshold where selection is timed by itself

@@ -59,8 +59,8 @@ def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole
-            :class:`~clq.modeling.detector.CLQ`, or of the head alone, without a prefix, which becomes that of its head.
-            A whole checkpoint, with its weights under ``state_dict``, does too.
+            :class:`~clq.modeling.meta_arch.clq.CLQ`, or of the head alone, without a prefix, which becomes that of its
+            head. A whole checkpoint, with its weights under ``state_dict``, does too.
 
     Returns:
         The converted weights. What has no place is left out and listed in a warning.

@@ -20,7 +20,7 @@ class Converted(NamedTuple):
     """A detector of another code base under this project's names.
 
     Attributes:
-        weights: of a whole :class:`~clq.modeling.detector.CLQ`.
+        weights: of a whole :class:`~clq.modeling.meta_arch.clq.CLQ`.
         configs: the config of its variant, relative to the repository; several where the weights do not tell which.
         keys: the keys in which this detector differs from these configs, with its values.
     """

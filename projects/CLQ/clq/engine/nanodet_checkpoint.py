@@ -18,7 +18,7 @@ from clq.engine.foreign_checkpoint import (
     weights_of,
 )
 from clq.errors import UserError
-from clq.modeling.mobile import BODIES
+from clq.modeling.backbone.shufflenet_pan import BODIES
 
 CONFIGS = "configs/NANODET/nanodet_m_320.yaml", "configs/NANODET/nanodet_m_416.yaml"  # one detector at two sizes
 _SOURCE = "NanoDet"

@@ -23,7 +23,7 @@ from clq.engine.checkpoint import Checkpointer
 from clq.engine.precision import inference_autocast
 from clq.engine.settings import check_model
 from clq.errors import UserError
-from clq.modeling.folding import made_fast
+from clq.modeling.optimize.fold_bn import made_fast
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness"}
 class Predictor:
     """Detectron2's DefaultPredictor with this project's checkpointer: reads, resizes and detects, one image at a time.
 
-    The model is made fast, see :func:`~clq.modeling.folding.made_fast`.
+    The model is made fast, see :func:`~clq.modeling.optimize.fold_bn.made_fast`.
 
     Args:
         cfg: as training left it; ``MODEL.WEIGHTS`` names a trained checkpoint of exactly this model.

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from clq.modeling.alignment import AlignConv
-from clq.modeling.matcher import ATSSMatcher
-from clq.modeling.refinement import SampledBoxes
-from clq.modeling.task_aligned import TaskAlignedMatcher
+from clq.modeling.assign.atss import ATSSMatcher
+from clq.modeling.assign.task_aligned import TaskAlignedMatcher
+from clq.modeling.head.feature_alignment import AlignConv
+from clq.modeling.head.refinement import SampledBoxes
 
 REST = "rest"
 INFERENCE_STAGES = "preprocessing", "backbone", "FPN", "head", "alignment", "compiled network", "decode+NMS", REST

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clq.errors import UserError
-from clq.modeling.deform import use_torchvision_ops
-from clq.modeling.res2net import build_res2net_backbone
+from clq.modeling.backbone.deform_conv import use_torchvision_ops
+from clq.modeling.backbone.res2net import build_res2net_backbone
 
 
 class TopLevelsFromP5(nn.Module):
@@ -63,7 +63,7 @@ def build_dense_res2net_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """The same on the Res2Net that ``MODEL.RESNETS`` describes.
 
     Raises:
-        UserError: see :func:`_dense_fpn` and :func:`~clq.modeling.res2net.build_res2net_backbone`.
+        UserError: see :func:`_dense_fpn` and :func:`~clq.modeling.backbone.res2net.build_res2net_backbone`.
     """
     return _dense_fpn(cfg, lambda: build_res2net_backbone(cfg, input_shape))
 

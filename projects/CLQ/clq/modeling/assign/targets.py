@@ -4,44 +4,12 @@ Legend: N images, L levels, R locations over all levels, M ground truths of one 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clq.modeling.matcher import first_of_each, sent
-
-
-class Targets(NamedTuple):
-    """What a batch is trained towards, a row for each positive.
-
-    A GPU that had to say how many positives there are would be waited for. So P is a bound that is known beforehand,
-    and what follows after the positives are rows too many, of weight zero: each stands at some location, with the
-    anchor there for ground truth. What is computed of them must be finite, and is then multiplied by zero.
-
-    Attributes:
-        image, location: (P,) int64 each, where the positives are.
-        is_positive: (P,) bool, False for a row too many.
-        gt_boxes: (P, 4) XYXY pixels of their ground truths.
-        gt_classes: (P,) int64.
-        valid: (N, R) bool, False on the padding of the batch, which takes no part in any loss.
-        num_pos: scalar float32, what the class and quality losses of this rank are divided by: the sum over images of
-            max(positives, 1), or the sum of the alignments.
-        alignment: (P,) in [0, 1], how well each positive serves both tasks (TOOD), where the matcher says so.
-    """
-
-    image: Tensor
-    location: Tensor
-    is_positive: Tensor
-    gt_boxes: Tensor
-    gt_classes: Tensor
-    valid: Tensor
-    num_pos: Tensor
-    alignment: Tensor | None = None
-
-    def at(self, x: Tensor) -> Tensor:
-        """(P, C) what x (N, R, C) has at the positives; in the rows too many zero, with a gradient of zero."""
-        return torch.where(self.is_positive.unsqueeze(-1), x[self.image, self.location], 0)
+from clq.modeling.assign.atss import first_of_each, sent
+from clq.modeling.structures import Targets
 
 
 @torch.no_grad()
@@ -58,10 +26,10 @@ def make_targets(
     """Targets of a batch.
 
     Args:
-        matched_idxs: (N, R), see :func:`~clq.modeling.matcher.match_atss`.
+        matched_idxs: (N, R), see :func:`~clq.modeling.assign.atss.match_atss`.
         gt_boxes, gt_classes: per image, (M, 4) XYXY pixels and (M,).
         anchors: (R, 4) XYXY pixels.
-        valid: (N, R), see :class:`Targets`.
+        valid: (N, R), see :class:`~clq.modeling.structures.Targets`.
         most: at most so many locations are matched.
         alignment: (N, R), if the matches are task-aligned.
     """

@@ -16,13 +16,10 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clq.errors import UserError, blamed_on
-from clq.modeling.criterion import DetectionLoss
-from clq.modeling.head import Predictions
-from clq.modeling.matcher import ATSSMatcher, sent
-from clq.modeling.postprocess import DetectionSelector, moved_to_image
-from clq.modeling.ranges import check_ranges
-from clq.modeling.recompute import recompute_stages, recomputed
-from clq.modeling.rows import (
+from clq.modeling.assign.atss import ATSSMatcher, sent
+from clq.modeling.assign.targets import covered, make_targets
+from clq.modeling.assign.task_aligned import TaskAlignedPhase
+from clq.modeling.build import (
     build_coder,
     build_head,
     build_loss,
@@ -31,9 +28,12 @@ from clq.modeling.rows import (
     build_task_aligned,
     pyramid_shapes,
 )
+from clq.modeling.criterion import DetectionLoss
+from clq.modeling.optimize.checkpointing import recompute_stages, recomputed
+from clq.modeling.postprocess import DetectionSelector, moved_to_image
+from clq.modeling.ranges import check_ranges
 from clq.modeling.scoring import ScoreRule
-from clq.modeling.targets import covered, make_targets
-from clq.modeling.task_aligned import TaskAlignedPhase
+from clq.modeling.structures import Predictions
 
 
 @META_ARCH_REGISTRY.register()
@@ -42,10 +42,10 @@ class CLQ(DenseDetector):
 
     Args:
         backbone: with FPN; must follow Detectron2's backbone interface.
-        head: from features to :class:`~clq.modeling.head.Predictions`.
+        head: from features to :class:`~clq.modeling.structures.Predictions`.
         head_in_features: names of the FPN levels, fine to coarse.
         anchor_generator: one anchor per location, on the head's levels.
-        matcher: from grids and ground truths to matched indices (:class:`~clq.modeling.matcher.ATSSMatcher`).
+        matcher: from grids and ground truths to matched indices (:class:`~clq.modeling.assign.atss.ATSSMatcher`).
         loss: from predictions and targets to the dict of losses.
         selector: from predictions of one image to its detections.
         task_aligned: what takes the place of matcher and loss from some iteration on, or None.

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clq.errors import UserError
-from clq.modeling.backbone import TopLevelsFromP5
+from clq.modeling.backbone.dense_fpn import TopLevelsFromP5
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 

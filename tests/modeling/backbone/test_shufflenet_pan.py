@@ -4,7 +4,7 @@ import torch
 import torchvision
 from clq.engine.checkpoint import torchvision_to_detectron2
 from clq.errors import UserError
-from clq.modeling.mobile import BODIES, LitePAN, ShuffleNetV2
+from clq.modeling.backbone.shufflenet_pan import BODIES, LitePAN, ShuffleNetV2
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -86,9 +86,9 @@ def test_a_ramp_stays_a_ramp():
     """Resizing is by cells' centres: a slope of 1 a fine cell is 2 a coarse cell, about the same middle."""
     coarse = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     fine = torch.zeros(1, 1, 8, 8)
-    resized = clq.modeling.mobile._resized(coarse, fine)
+    resized = clq.modeling.backbone.shufflenet_pan._resized(coarse, fine)
     assert resized[0, 0, 0, 1:-1].tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75])
-    back = clq.modeling.mobile._resized(resized, coarse)
+    back = clq.modeling.backbone.shufflenet_pan._resized(resized, coarse)
     assert back[0, 0, 0, 1:-1].tolist() == pytest.approx([1, 2])
 
 

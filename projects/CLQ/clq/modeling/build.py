@@ -9,7 +9,7 @@ from torch import nn
 
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
+from clq.modeling.assign.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
 from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
 from clq.modeling.criterion import (
     DetectionLoss,
@@ -18,14 +18,14 @@ from clq.modeling.criterion import (
     weigh_by_iou,
     weigh_by_score,
 )
-from clq.modeling.head import DenseHead, HeadPerLevel
+from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
+from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
+from clq.modeling.head.refinement import SampledBoxes, StarRefinement
+from clq.modeling.head.towers import ACTIVATIONS, Layers, interactive_towers, separate_towers, shared_tower
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.postprocess import DetectionSelector
-from clq.modeling.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
-from clq.modeling.refinement import SampledBoxes, StarRefinement
 from clq.modeling.scoring import ScoreRule
-from clq.modeling.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
-from clq.modeling.towers import ACTIVATIONS, Layers, interactive_towers, separate_towers, shared_tower
 
 
 def pyramid_shapes(backbone: nn.Module, levels: list[str], key: str = "MODEL.CLQ.IN_FEATURES") -> list[ShapeSpec]:

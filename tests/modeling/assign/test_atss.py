@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from clq.modeling.matcher import ATSSMatcher, match_atss
+from clq.modeling.assign.atss import ATSSMatcher, match_atss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

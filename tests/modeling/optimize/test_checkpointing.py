@@ -6,7 +6,7 @@ import clq
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.recompute import RecomputedStage, recomputed
+from clq.modeling.optimize.checkpointing import RecomputedStage, recomputed
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_detectors import CONFIGS, build, sample

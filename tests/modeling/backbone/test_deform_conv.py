@@ -5,7 +5,7 @@ import math
 import clq
 import pytest
 import torch
-from clq.modeling.deform import TorchvisionDeformConv, use_torchvision_ops
+from clq.modeling.backbone.deform_conv import TorchvisionDeformConv, use_torchvision_ops
 from detectron2.layers import DeformConv, ModulatedDeformConv, ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock, build_resnet_backbone

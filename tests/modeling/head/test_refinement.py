@@ -1,7 +1,7 @@
 import pytest
 import torch
-from clq.modeling.alignment import BACKENDS
-from clq.modeling.refinement import SampledBoxes, StarRefinement, sample_each_channel
+from clq.modeling.head.feature_alignment import BACKENDS
+from clq.modeling.head.refinement import SampledBoxes, StarRefinement, sample_each_channel
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 

@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d
 from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor, nn
 
-from clq.modeling.towers import small_conv
+from clq.modeling.head.towers import small_conv
 
 
 def box_iou_matched(boxes1: Tensor, boxes2: Tensor) -> Tensor:

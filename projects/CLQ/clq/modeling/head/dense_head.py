@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from detectron2.layers import Conv2d
@@ -11,35 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clq.modeling.box_coding import unit_anchor
-from clq.modeling.towers import Towers, conv_norm_activation
-
-
-class Predictions(NamedTuple):
-    """Raw outputs. From :class:`DenseHead` lists over levels of (N, ., H, W); after :meth:`flatten` (N, R, .).
-
-    Attributes:
-        cls_logits: K channels.
-        box_pred: the coder's channels, the level's scale applied.
-        quality_logits: 1 channel; an empty list / None without a quality branch.
-        coarse_box_pred: like ``box_pred``, before its refinement; an empty list / None where it has no loss.
-    """
-
-    cls_logits: list[Tensor] | Tensor
-    box_pred: list[Tensor] | Tensor
-    quality_logits: list[Tensor] | Tensor | None
-    coarse_box_pred: list[Tensor] | Tensor | None = None
-
-    def flatten(self) -> "Predictions":
-        """Levels joined into locations: each (N, R, channels), levels in order, row-major within one."""
-        return Predictions(*(_join_levels(x) if x else None for x in self))
-
-    def of_image(self, index: int) -> "Predictions":
-        """One image's share: lists over levels of (R_l, channels), row-major."""
-        return Predictions(*([x[index].flatten(1).transpose(0, 1) for x in levels or []] for levels in self))
-
-
-def _join_levels(per_level: list[Tensor]) -> Tensor:
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in per_level], dim=1)
+from clq.modeling.head.towers import Towers, conv_norm_activation
+from clq.modeling.structures import Predictions
 
 
 class DenseHead(nn.Module):
@@ -57,11 +29,11 @@ class DenseHead(nn.Module):
         coder: box coder; gives the number of box channels and decodes the boxes that alignment follows.
         anchor_scale: side of the anchors in strides.
         prior_prob: class probability at initialisation.
-        quality: module for the quality's logits, see :mod:`clq.modeling.quality`; None for no such branch.
+        quality: module for the quality's logits, see :mod:`clq.modeling.head.quality`; None for no such branch.
         align: module from the towers' input (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each
             location, to the classification tower's input; None for the feature itself. How much of the gradient flows
             into the boxes is the alignment's choice.
-        refine: see :mod:`clq.modeling.refinement`; None for no second look.
+        refine: see :mod:`clq.modeling.head.refinement`; None for no second look.
         box_norm: the first box prediction has one more convolution after the tower, with this normalisation (VFNet);
             None: it has not.
         activation: function after that convolution.

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from clq.errors import blamed_on
-from clq.modeling.rows import pyramid_shapes
+from clq.modeling.build import pyramid_shapes
 
 
 def _with_an_empty_box(instances: Instances) -> Instances:

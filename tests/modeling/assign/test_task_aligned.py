@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from clq.modeling.task_aligned import TaskAlignedMatcher, match_task_aligned
+from clq.modeling.assign.task_aligned import TaskAlignedMatcher, match_task_aligned
 from torch import tensor
 from torchvision.ops import box_iou
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from clq.modeling.assign.atss import ATSSMatcher
+from clq.modeling.assign.targets import make_targets, true_places
 from clq.modeling.criterion import DetectionLoss
-from clq.modeling.matcher import ATSSMatcher
-from clq.modeling.targets import make_targets, true_places
 from detectron2.utils.events import EventStorage
 from tiny_detectors import ROWS, STRIDES, build, sample
 from torch import tensor

@@ -3,12 +3,12 @@ from pathlib import Path
 import clq
 import pytest
 import torch
-from clq.modeling.folding import fold_batch_norms
+from clq.modeling.optimize.fold_bn import fold_batch_norms
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 from torch import nn
 
-BASE = str(Path(__file__).parents[2] / "configs/Base-Dense-R50-FPN.yaml")
+BASE = str(Path(__file__).parents[3] / "configs/Base-Dense-R50-FPN.yaml")
 R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16]
 SHUFFLENET = [
     *("MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),

@@ -15,8 +15,8 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clq.modeling.alignment import AlignConv, StarOffsets
-from clq.modeling.towers import small_conv
+from clq.modeling.head.feature_alignment import AlignConv, StarOffsets
+from clq.modeling.head.towers import small_conv
 
 
 class StarRefinement(nn.Module):

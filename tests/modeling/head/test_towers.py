@@ -1,6 +1,6 @@
 import pytest
 import torch
-from clq.modeling.towers import Layers, TaskDecomposition, interactive_towers, separate_towers, shared_tower
+from clq.modeling.head.towers import Layers, TaskDecomposition, interactive_towers, separate_towers, shared_tower
 from torch import nn
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clq.errors import UserError
-from clq.modeling.deform import TorchvisionDeformConv
+from clq.modeling.backbone.deform_conv import TorchvisionDeformConv
 
 _NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # depth -> of res2 to res5
 

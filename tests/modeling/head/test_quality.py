@@ -1,7 +1,7 @@
 import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.quality import (
+from clq.modeling.head.quality import (
     Centerness,
     DistributionGuided,
     DistributionQuality,

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from clq.modeling import alignment
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets
+from clq.modeling.head import feature_alignment as alignment
+from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets
 from torch.nn import functional as F
 
 BACKENDS = list(alignment.BACKENDS)

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from clq.modeling.alignment import AlignConv, GeometricOffsets, LearnedOffsets
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.head import DenseHead, HeadPerLevel, Predictions
-from clq.modeling.quality import TowerQuality
-from clq.modeling.towers import Layers, separate_towers
+from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
+from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import TowerQuality
+from clq.modeling.head.towers import Layers, separate_towers
+from clq.modeling.structures import Predictions
 from torch import nn
 
 SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]

@@ -4,7 +4,7 @@ import clq
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.res2net import DeepStem
+from clq.modeling.backbone.res2net import DeepStem
 from detectron2.modeling import build_backbone
 from torch.nn import functional as F
 
