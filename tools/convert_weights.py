@@ -21,9 +21,9 @@ import os
 import shlex
 
 import torch
+from clq.checkpoint.mmdet import convert_checkpoint
+from clq.checkpoint.nanodet import convert_nanodet_checkpoint
 from clq.engine.launch import run_cli
-from clq.engine.mmdet_checkpoint import convert_checkpoint
-from clq.engine.nanodet_checkpoint import convert_nanodet_checkpoint
 from clq.errors import UserError
 
 SOURCES = {"mmdet": convert_checkpoint, "nanodet": convert_nanodet_checkpoint}

@@ -8,8 +8,8 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
         from clq import compat  # first: it lets Detectron2 import
+        from clq.checkpoint.mmdet_names import convert_mmdet
         from clq.config import add_clq_config, setup_cfg
-        from clq.engine.convert import convert_mmdet
         from clq.errors import UserError
         from clq.modeling.assign.atss import match_atss
         from clq.modeling.backbone.dense_fpn import build_dense_resnet_fpn_backbone

@@ -1,4 +1,4 @@
-"""Res2Net's parts and settings; that a block computes what MMDetection's does is in engine/test_convert_bodies.py."""
+"""Res2Net's parts and settings; that a block computes what MMDetection's does is in checkpoint/test_backbone_names.py."""
 
 import clq
 import pytest

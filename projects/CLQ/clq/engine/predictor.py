@@ -16,10 +16,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from fvcore.transforms.transform import TransformList
 
+from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
 from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
 from clq.data.mapper import matrix_entry
-from clq.engine.checkpoint import Checkpointer
 from clq.engine.precision import inference_autocast
 from clq.engine.settings import check_model
 from clq.errors import UserError

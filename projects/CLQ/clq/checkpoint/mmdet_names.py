@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clq.engine.body_names import body_names, rename
+from clq.checkpoint.backbone_names import body_names, rename
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clq.engine.convert import convert
-from clq.engine.foreign_checkpoint import (
+from clq.checkpoint.foreign import (
     Converted,
     check_finite,
     check_whole,
@@ -16,9 +15,10 @@ from clq.engine.foreign_checkpoint import (
     read_checkpoint,
     weights_of,
 )
-from clq.engine.mmdet_config import check_settings, head_of, read_config
-from clq.engine.mmdet_test_settings import selection_keys
-from clq.engine.told_by_weights import body_keys, head_keys
+from clq.checkpoint.infer_config import body_keys, head_keys
+from clq.checkpoint.mmdet_config import check_settings, head_of, read_config
+from clq.checkpoint.mmdet_names import convert
+from clq.checkpoint.mmdet_test_settings import selection_keys
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 import clq
 import pytest
 import torch
-from clq.engine.checkpoint import Checkpointer
-from clq.engine.nanodet_checkpoint import convert_nanodet_checkpoint
+from clq.checkpoint.checkpointer import Checkpointer
+from clq.checkpoint.nanodet import convert_nanodet_checkpoint
 from clq.errors import UserError
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model

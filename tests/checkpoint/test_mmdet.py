@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clq.engine.mmdet_checkpoint import convert_checkpoint
+from clq.checkpoint.mmdet import convert_checkpoint
 from clq.errors import UserError
 from mmdet_models import clq_head, detector, gfl_head, resnet_shapes
 from mmdet_texts import config_text

@@ -8,7 +8,7 @@ import clq
 import mmdet_models
 import pytest
 import torch
-from clq.engine.checkpoint import Checkpointer
+from clq.checkpoint.checkpointer import Checkpointer
 from clq.errors import UserError
 from detectron2.engine import default_argument_parser
 from mmdet_models import (

@@ -8,7 +8,7 @@ import clq
 import pytest
 import torch
 import torchvision
-from clq.engine.checkpoint import Checkpointer, torchvision_to_detectron2
+from clq.checkpoint.checkpointer import Checkpointer, torchvision_to_detectron2
 from clq.errors import UserError
 from detectron2.modeling import build_model
 from torchvision.models.feature_extraction import create_feature_extractor

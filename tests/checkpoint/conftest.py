@@ -1,6 +1,6 @@
 import pytest
 import torch
-from clq.engine.mmdet_checkpoint import convert_checkpoint
+from clq.checkpoint.mmdet import convert_checkpoint
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import clq
 import pytest
 import torch
-from clq.engine.checkpoint import Checkpointer, torchvision_to_detectron2
+from clq.checkpoint.checkpointer import Checkpointer, torchvision_to_detectron2
 from clq.modeling.backbone.deform_conv import use_torchvision_ops
 from clq.modeling.backbone.res2net import Res2NetBlock
 from detectron2.modeling import build_backbone

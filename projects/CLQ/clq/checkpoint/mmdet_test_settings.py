@@ -2,7 +2,7 @@
 
 import math
 
-from clq.engine.mmdet_config import dicts_in
+from clq.checkpoint.mmdet_config import dicts_in
 from clq.errors import UserError
 
 _ALL = 1_000_000_000  # stands for -1 there, no limit; a limit is a number here
@@ -14,7 +14,7 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
 
     Args:
         path: of the checkpoint, for errors.
-        config: as :func:`~clq.engine.mmdet_config.read_config` returns it.
+        config: as :func:`~clq.checkpoint.mmdet_config.read_config` returns it.
 
     Raises:
         UserError: a way of selecting detections that this project does not have.

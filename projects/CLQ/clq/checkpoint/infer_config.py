@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from clq.engine.body_names import BODY
+from clq.checkpoint.backbone_names import BODY
 from clq.errors import UserError
 
 # (blocks in res4, whether they are bottlenecks) -> depth

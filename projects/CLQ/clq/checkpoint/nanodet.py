@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from clq.engine.body_names import BODY, rename
-from clq.engine.foreign_checkpoint import (
+from clq.checkpoint.backbone_names import BODY, rename
+from clq.checkpoint.foreign import (
     Converted,
     check_finite,
     check_whole,

@@ -1,7 +1,7 @@
 """MMDetection's config in a checkpoint: reading it, and what it must share with ours."""
 
 import pytest
-from clq.engine.mmdet_config import read_config
+from clq.checkpoint.mmdet_config import read_config
 from clq.errors import UserError
 from mmdet_texts import AS_PUBLISHED, HEADS, OURS, changed, check, config_text
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-from clq.engine.mmdet_settings import COMMON, NO_DEFAULT, OF_HEAD
+from clq.checkpoint.mmdet_settings import COMMON, NO_DEFAULT, OF_HEAD
 from clq.errors import UserError
 
 

@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from iopath.common.file_io import file_lock
 from torch import Tensor
 
-from clq.engine.body_names import BODY, BODY_MARKS, body_names
+from clq.checkpoint.backbone_names import BODY, BODY_MARKS, body_names
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)

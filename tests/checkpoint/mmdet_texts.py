@@ -3,8 +3,8 @@
 import functools
 
 import clq
-from clq.engine.mmdet_config import check_settings, head_of, read_config
-from clq.engine.mmdet_test_settings import selection_keys
+from clq.checkpoint.mmdet_config import check_settings, head_of, read_config
+from clq.checkpoint.mmdet_test_settings import selection_keys
 from mmdet_models import CONFIGS
 
 _ANCHORS = (
