@@ -1,4 +1,7 @@
-"""Res2Net's parts and settings; that a block computes what MMDetection's does is in checkpoint/test_backbone_names.py."""
+"""Res2Net's parts and settings.
+
+That a block computes what MMDetection's does is in checkpoint/test_backbone_names.py.
+"""
 
 import clq
 import pytest

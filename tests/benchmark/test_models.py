@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from clq.engine import benchmark
-from clq.engine.benchmark_cases import NUM_CANDIDATES, Conditions, InferenceCase, Row
+from clq.benchmark import models as benchmark
+from clq.benchmark.cases import NUM_CANDIDATES, Conditions, InferenceCase, Row
 
-TINY_MULTIPLY_ADDS = 333_103_104 + 2_774_016 + 7_348_320 + 1_796_256  # see tests/engine/test_profiling.py
+TINY_MULTIPLY_ADDS = 333_103_104 + 2_774_016 + 7_348_320 + 1_796_256  # see test_profiling.py
 RETINANET = (
     "MODEL.META_ARCHITECTURE RetinaNet MODEL.RETINANET.NUM_CLASSES -1 MODEL.RETINANET.IN_FEATURES \"['p3','p4','p5']\""
 )

@@ -6,8 +6,8 @@ import clq
 import pytest
 import torch
 from clq.data.datasets import fill_num_classes
-from clq.engine.ablation import Run, differences, loss_curves, mean_and_spread, parse_row, visible_gpus
 from clq.errors import UserError
+from clq.experiments.ablation import Run, differences, loss_curves, mean_and_spread, parse_row, visible_gpus
 from detectron2.modeling import build_model
 
 ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"

@@ -1,8 +1,8 @@
 import clq
 import pytest
 import torch
-from clq.engine.predictor import Categories, find_categories, find_images, picture_names, to_json
 from clq.errors import UserError
+from clq.inference.predictor import Categories, find_categories, find_images, picture_names, to_json
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 

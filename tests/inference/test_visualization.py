@@ -2,7 +2,7 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import numpy as np
 import pytest
 import torch
-from clq.engine.drawing import GROUND_TRUTH, MARGIN, compare, crop, draw_detections, populated_window
+from clq.inference.visualization import GROUND_TRUTH, MARGIN, compare, crop, draw_detections, populated_window
 from detectron2.structures import Boxes, Instances
 
 GREY = np.full((600, 500, 3), 100, np.uint8)

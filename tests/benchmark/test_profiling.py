@@ -3,8 +3,7 @@ import itertools
 import clq
 import pytest
 import torch
-from clq.data.synthetic import make_candidates, random_image
-from clq.engine.profiling import (
+from clq.benchmark.profiling import (
     StageMeter,
     count_flops,
     count_parameters,
@@ -12,6 +11,7 @@ from clq.engine.profiling import (
     inference_places,
     training_places,
 )
+from clq.benchmark.synthetic import make_candidates, random_image
 from clq.modeling.assign.atss import ATSSMatcher
 from clq.modeling.head.feature_alignment import BACKENDS, AlignConv, GeometricOffsets
 from detectron2.layers import Conv2d

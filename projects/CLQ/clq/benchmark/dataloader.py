@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.transforms import AugmentationList
 
+from clq.benchmark.profiling import Place, seconds_by_stage
 from clq.data import mapper
-from clq.engine.profiling import Place, seconds_by_stage
 from clq.engine.trainer import Trainer
 
 _STEPS = [

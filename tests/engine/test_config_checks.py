@@ -1,6 +1,6 @@
 import clq
 import pytest
-from clq.engine import settings
+from clq.engine import config_checks
 from clq.errors import UserError
 
 WEIGHTED = "WeightedTrainingSampler", "WeightedCategoryTrainingSampler"
@@ -16,8 +16,8 @@ def test_detectron2s_own_choices_pass():
         ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"],
         ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
     ):
-        settings.check_model(config(*opts))
-        settings.check_training(config(*opts))
+        config_checks.check_model(config(*opts))
+        config_checks.check_training(config(*opts))
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,17 @@ def test_detectron2s_own_choices_pass():
 def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeypatch):
     """0.6; main, at first with one that weighs data sets, later with one that balances classes too."""
     if weighted is None:
-        monkeypatch.delattr(settings.loader, "_build_weighted_sampler", raising=False)
+        monkeypatch.delattr(config_checks.loader, "_build_weighted_sampler", raising=False)
     else:
-        monkeypatch.setattr(settings.loader, "_build_weighted_sampler", weighted, raising=False)
+        monkeypatch.setattr(config_checks.loader, "_build_weighted_sampler", weighted, raising=False)
     for name in WEIGHTED:
         cfg = config("DATALOADER.SAMPLER_TRAIN", name)
         assert ("TRAIN_REPEAT_FACTOR" in cfg.DATASETS) == (weighted is not None)
         if name in known:
-            settings.check_training(cfg)
+            config_checks.check_training(cfg)
         else:
             with pytest.raises(UserError, match=f"SAMPLER_TRAIN {name}: not one of TrainingSampler, .*"):
-                settings.check_training(cfg)
+                config_checks.check_training(cfg)
 
 
 @pytest.mark.parametrize(
@@ -49,23 +49,23 @@ def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeyp
     [(["a", 2.5], True), (["a", 2], True), (["b", 2.5], False), (["a", 0], False), (["a"], False), ("ab", False)],
 )
 def test_repeat_factors_are_of_training_sets(entry, good, monkeypatch):
-    monkeypatch.setattr(settings.loader, "_build_weighted_sampler", lambda cfg: None, raising=False)
+    monkeypatch.setattr(config_checks.loader, "_build_weighted_sampler", lambda cfg: None, raising=False)
     cfg = config("DATASETS.TRAIN", ["a"], "DATASETS.TRAIN_REPEAT_FACTOR", [entry])
     if good:
-        settings.check_training(cfg)
+        config_checks.check_training(cfg)
     else:
         with pytest.raises(UserError, match=r"TRAIN_REPEAT_FACTOR .*: each entry is \[a name in DATASETS.TRAIN, "):
-            settings.check_training(cfg)
+            config_checks.check_training(cfg)
 
 
 @pytest.mark.parametrize("ratio, good", [(0.5, True), (1.0, True), (0.0, False), (1.5, False)])
 def test_a_subset_is_a_part(ratio, good):
     cfg = config("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler", "DATALOADER.RANDOM_SUBSET_RATIO", ratio)
     if good:
-        settings.check_training(cfg)
+        config_checks.check_training(cfg)
     else:
         with pytest.raises(UserError, match=f"RANDOM_SUBSET_RATIO {ratio}: must be above 0"):
-            settings.check_training(cfg)
+            config_checks.check_training(cfg)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_a_subset_is_a_part(ratio, good):
 )
 def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch):
     """Over the processes there are, or those that the config was written for and is rescaled from."""
-    monkeypatch.setattr(settings.comm, "get_world_size", lambda: processes)
+    monkeypatch.setattr(config_checks.comm, "get_world_size", lambda: processes)
     cfg = config("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
     if good:
-        settings.check_training(cfg)
+        config_checks.check_training(cfg)
     else:
         with pytest.raises(UserError, match=f"IMS_PER_BATCH {batch}: .* a multiple of the {reference or processes} "):
-            settings.check_training(cfg)
+            config_checks.check_training(cfg)
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
     ],
 )
 def test_parts_and_averages(opts, processes, said, monkeypatch):
-    monkeypatch.setattr(settings.comm, "get_world_size", lambda: processes)
+    monkeypatch.setattr(config_checks.comm, "get_world_size", lambda: processes)
     cfg = config("SOLVER.IMS_PER_BATCH", 8, *opts)
     if said is None:
-        settings.check_training(cfg)
+        config_checks.check_training(cfg)
     else:
         with pytest.raises(UserError, match=said):
-            settings.check_training(cfg)
+            config_checks.check_training(cfg)
 
 
 def test_folders(tmp_path):
-    settings.make_folder("--output", str(tmp_path / "a" / "b"))
+    config_checks.make_folder("--output", str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be made .File exists.; choose another"):
-        settings.make_folder("--output", str(tmp_path / "file"))
+        config_checks.make_folder("--output", str(tmp_path / "file"))

@@ -20,8 +20,8 @@ from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
 from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
 from clq.data.mapper import matrix_entry
-from clq.engine.precision import inference_autocast
-from clq.engine.settings import check_model
+from clq.engine.amp import inference_autocast
+from clq.engine.config_checks import check_model
 from clq.errors import UserError
 from clq.modeling.optimize.fold_bn import made_fast
 

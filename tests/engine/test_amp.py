@@ -4,10 +4,10 @@ import clq
 import numpy as np
 import pytest
 import torch
-from clq.engine.precision import autocast_dtype, inference_autocast
-from clq.engine.predictor import Predictor
+from clq.engine.amp import autocast_dtype, inference_autocast
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
+from clq.inference.predictor import Predictor
 from detectron2.engine import DefaultTrainer
 
 

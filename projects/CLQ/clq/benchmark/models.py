@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from clq.data.synthetic import random_image
-from clq.engine.benchmark_cases import (
+from clq.benchmark.cases import (
     NUM_CANDIDATES,
     Conditions,
     InferenceCase,
@@ -21,7 +20,7 @@ from clq.engine.benchmark_cases import (
     TrainingCase,
     build_for_inference,
 )
-from clq.engine.profiling import (
+from clq.benchmark.profiling import (
     CONVOLUTIONS,
     INFERENCE_STAGES,
     TRAINING_STAGES,
@@ -29,6 +28,7 @@ from clq.engine.profiling import (
     count_parameters,
     flops_by_stage,
 )
+from clq.benchmark.synthetic import random_image
 
 _MEMORY = {
     "cuda": "what torch's allocator gave to tensors at the peak",

@@ -1,4 +1,4 @@
-"""What :mod:`clq.engine.benchmark` times: inference and training step of a config, on generated images."""
+"""What :mod:`clq.benchmark.models` times: inference and training step of a config, on generated images."""
 
 import copy
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from clq.config import setup_cfg
-from clq.data.datasets import fill_num_classes
-from clq.data.synthetic import make_candidates, random_image
-from clq.engine.ablation import split_row
-from clq.engine.profiling import (
+from clq.benchmark.profiling import (
     StageMeter,
     inference_places,
     seconds_by_stage,
     synchronized_clock,
     training_places,
 )
-from clq.engine.settings import check_model
+from clq.benchmark.synthetic import make_candidates, random_image
+from clq.config import setup_cfg
+from clq.data.datasets import fill_num_classes
+from clq.engine.config_checks import check_model
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
+from clq.experiments.ablation import split_row
 from clq.modeling.optimize.fold_bn import made_fast
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -119,7 +119,7 @@ def find_device(name: str) -> torch.device:
 
 
 def build_for_inference(cfg: CfgNode, as_built: bool) -> nn.Module:
-    """A row's model as :class:`~clq.engine.predictor.Predictor` runs it, or just as it is built; weights are random."""
+    """A row's model as :class:`~clq.inference.predictor.Predictor` runs it, or just as it is built; random weights."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     return model if as_built else made_fast(model)

@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from clq.data.augmentations import check_letterbox
-from clq.engine.precision import autocast_dtype
+from clq.engine.amp import autocast_dtype
 from clq.errors import UserError
 from clq.modeling.test_time_augmentation import check_augmentation
 
