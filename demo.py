@@ -16,7 +16,6 @@ import time
 import clq
 from clq.data.images import read_image
 from clq.engine.config_checks import make_folder
-from clq.engine.launch import run_cli
 from clq.errors import UserError
 from clq.inference.predictor import (
     DRAWING_THRESHOLD,
@@ -27,6 +26,7 @@ from clq.inference.predictor import (
     to_json,
 )
 from clq.inference.visualization import draw_detections
+from clq.utils.cli import run_cli
 from detectron2.data.detection_utils import convert_image_to_rgb
 from PIL import Image
 

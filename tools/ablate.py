@@ -29,7 +29,6 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
 from clq.data.images import read_image
 from clq.engine.config_checks import check_model, check_training, make_folder
-from clq.engine.launch import count, positive, run_cli
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from clq.experiments.ablation import (
@@ -42,6 +41,7 @@ from clq.experiments.ablation import (
     train_all,
 )
 from clq.inference.predictor import Predictor
+from clq.utils.cli import count, positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib import colormaps
 from matplotlib.figure import Figure

@@ -31,8 +31,8 @@ from clq.benchmark.models import format_table, measure
 from clq.benchmark.synthetic import random_boxes, random_image
 from clq.data.checks import check_datasets
 from clq.engine.config_checks import make_folder
-from clq.engine.launch import count, positive, run_cli
 from clq.modeling.assign.atss import match_atss
+from clq.utils.cli import count, positive, run_cli
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 

@@ -23,8 +23,8 @@ import shlex
 import torch
 from clq.checkpoint.mmdet import convert_checkpoint
 from clq.checkpoint.nanodet import convert_nanodet_checkpoint
-from clq.engine.launch import run_cli
 from clq.errors import UserError
+from clq.utils.cli import run_cli
 
 SOURCES = {"mmdet": convert_checkpoint, "nanodet": convert_nanodet_checkpoint}
 

@@ -1,8 +1,8 @@
 import argparse
 
 import pytest
-from clq.engine.launch import positive, run_cli
 from clq.errors import UserError, blamed_on
+from clq.utils.cli import positive, run_cli
 
 
 def status_of(main):
