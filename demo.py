@@ -15,9 +15,9 @@ import time
 
 import clq
 from clq.data.images import read_image
-from clq.engine.drawing import draw_detections
-from clq.engine.launch import run_cli
-from clq.engine.predictor import (
+from clq.engine.config_checks import make_folder
+from clq.errors import UserError
+from clq.inference.predictor import (
     DRAWING_THRESHOLD,
     Predictor,
     find_categories,
@@ -25,8 +25,8 @@ from clq.engine.predictor import (
     picture_names,
     to_json,
 )
-from clq.engine.settings import make_folder
-from clq.errors import UserError
+from clq.inference.visualization import draw_detections
+from clq.utils.cli import run_cli
 from detectron2.data.detection_utils import convert_image_to_rgb
 from PIL import Image
 

@@ -7,11 +7,11 @@ train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 import clq
+from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.checks import check_datasets
 from clq.data.datasets import fill_num_classes
-from clq.engine.checkpoint import Checkpointer
+from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.engine.launch import launch_cli
-from clq.engine.settings import check_model, check_training, make_folder
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm

@@ -10,7 +10,8 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import numpy as np
 import pytest
 import yaml
-from clq.engine.launch import launch_cli, run_cli
+from clq.engine.launch import launch_cli
+from clq.utils.cli import run_cli
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 from PIL import Image

@@ -6,7 +6,7 @@ from pathlib import Path
 import clq
 import pytest
 import torch
-from clq.engine.settings import check_model
+from clq.engine.config_checks import check_model
 from clq.errors import UserError
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks

@@ -24,10 +24,14 @@ from pathlib import Path
 
 import clq
 import torch
+from clq.benchmark.profiling import count_flops, count_parameters
 from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
 from clq.data.images import read_image
-from clq.engine.ablation import (
+from clq.engine.config_checks import check_model, check_training, make_folder
+from clq.errors import UserError
+from clq.evaluation.metrics import METRICS, box_metrics
+from clq.experiments.ablation import (
     Run,
     differences,
     loss_curves,
@@ -36,12 +40,8 @@ from clq.engine.ablation import (
     parse_row,
     train_all,
 )
-from clq.engine.launch import count, positive, run_cli
-from clq.engine.predictor import Predictor
-from clq.engine.profiling import count_flops, count_parameters
-from clq.engine.settings import check_model, check_training, make_folder
-from clq.errors import UserError
-from clq.evaluation.metrics import METRICS, box_metrics
+from clq.inference.predictor import Predictor
+from clq.utils.cli import count, positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib import colormaps
 from matplotlib.figure import Figure

@@ -25,14 +25,14 @@ from pathlib import Path
 
 import clq
 import torch
+from clq.benchmark.cases import DTYPES, Conditions, find_device, parse_rows
+from clq.benchmark.dataloader import images_per_second, seconds_by_step
+from clq.benchmark.models import format_table, measure
+from clq.benchmark.synthetic import random_boxes, random_image
 from clq.data.checks import check_datasets
-from clq.data.synthetic import random_boxes, random_image
-from clq.engine.benchmark import format_table, measure
-from clq.engine.benchmark_cases import DTYPES, Conditions, find_device, parse_rows
-from clq.engine.launch import count, positive, run_cli
-from clq.engine.loading import images_per_second, seconds_by_step
-from clq.engine.settings import make_folder
-from clq.modeling.matcher import match_atss
+from clq.engine.config_checks import make_folder
+from clq.modeling.assign.atss import match_atss
+from clq.utils.cli import count, positive, run_cli
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 

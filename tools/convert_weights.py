@@ -21,10 +21,10 @@ import os
 import shlex
 
 import torch
-from clq.engine.launch import run_cli
-from clq.engine.mmdet_checkpoint import convert_checkpoint
-from clq.engine.nanodet_checkpoint import convert_nanodet_checkpoint
+from clq.checkpoint.mmdet import convert_checkpoint
+from clq.checkpoint.nanodet import convert_nanodet_checkpoint
 from clq.errors import UserError
+from clq.utils.cli import run_cli
 
 SOURCES = {"mmdet": convert_checkpoint, "nanodet": convert_nanodet_checkpoint}
 

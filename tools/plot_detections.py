@@ -13,11 +13,11 @@ import clq
 from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
 from clq.data.images import read_image
-from clq.engine.drawing import compare, crop, populated_window
-from clq.engine.launch import positive, run_cli
-from clq.engine.predictor import DRAWING_THRESHOLD, Predictor
-from clq.engine.settings import make_folder
+from clq.engine.config_checks import make_folder
 from clq.errors import UserError
+from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
+from clq.inference.visualization import compare, crop, populated_window
+from clq.utils.cli import positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
 from detectron2.structures import Instances

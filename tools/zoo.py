@@ -14,10 +14,10 @@ import math
 from pathlib import Path
 
 import clq
-from clq.engine.ablation import markdown_table, metric_cells
-from clq.engine.launch import run_cli
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS
+from clq.experiments.ablation import markdown_table, metric_cells
+from clq.utils.cli import run_cli
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "MODEL_ZOO.md"

@@ -5,7 +5,7 @@ import clq
 import pytest
 import torch
 from clq.engine import trainer
-from clq.engine.precision import AutocastTrainer, build_step
+from clq.engine.amp import AutocastTrainer, build_step
 from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
 from detectron2.engine import SimpleTrainer

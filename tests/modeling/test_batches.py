@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from clq.modeling.head import Predictions
-from clq.modeling.matcher import match_atss
+from clq.modeling.assign.atss import match_atss
+from clq.modeling.structures import Predictions
 from detectron2.structures import ImageList
 from tiny_detectors import STRIDES, build, sample
 

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling import detector
+from clq.modeling.meta_arch import clq as detector
 from detectron2.utils.events import EventStorage
 from tiny_detectors import build, sample
 

@@ -19,11 +19,10 @@ from clq.modeling.criterion import (
     weigh_by_iou,
     weigh_by_score,
 )
-from clq.modeling.head import Predictions
+from clq.modeling.head.quality import Centerness, PredictedIoU
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
-from clq.modeling.quality import Centerness, PredictedIoU
 from clq.modeling.scoring import ScoreRule
-from clq.modeling.targets import Targets
+from clq.modeling.structures import Predictions, Targets
 from torch import tensor
 
 ANCHORS = tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from clq.modeling.losses import distribution_focal_loss, focal_loss, giou_loss, quality_focal_loss, varifocal_loss
-from clq.modeling.scoring import LogScore, joint_score
+from clq.modeling.scoring import joint_score
+from clq.modeling.structures import LogScore
 from fvcore.nn import sigmoid_focal_loss
 from torchvision.ops import generalized_box_iou_loss
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.head import Predictions
 from clq.modeling.postprocess import DetectionSelector, moved_to_image
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.structures import Predictions
 from detectron2.structures import Boxes, Instances
 from torch import tensor
 

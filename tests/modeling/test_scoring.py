@@ -5,7 +5,8 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 from clq.modeling.losses import quality_focal_loss
-from clq.modeling.scoring import LogScore, ScoreRule, joint_score
+from clq.modeling.scoring import ScoreRule, joint_score
+from clq.modeling.structures import LogScore
 
 LOGITS = [-120, -95, -60, -30, -20.5, -16, -9, -4, -1, -0.1, 0, 0.3, 2, 5, 9, 14, 17, 19.9, 20.1, 25, 40, 70, 89, 90]
 ALPHAS = (0.3, 1.0, 2.0)

@@ -5,7 +5,7 @@ import math
 import clq
 import pytest
 import torch
-from clq.engine.settings import check_model
+from clq.engine.config_checks import check_model
 from clq.errors import UserError
 from clq.modeling.box_coding import DeltaCoder
 from clq.modeling.postprocess import DetectionSelector

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import clq
 import torch
-from clq.modeling.backbone import TopLevelsFromP5
+from clq.modeling.backbone.dense_fpn import TopLevelsFromP5
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances

@@ -8,17 +8,18 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
         from clq import compat  # first: it lets Detectron2 import
+        from clq.checkpoint.mmdet_names import convert_mmdet
         from clq.config import add_clq_config, setup_cfg
-        from clq.engine.convert import convert_mmdet
         from clq.errors import UserError
-        from clq.modeling.backbone import build_dense_resnet_fpn_backbone
+        from clq.modeling.assign.atss import match_atss
+        from clq.modeling.backbone.dense_fpn import build_dense_resnet_fpn_backbone
+        from clq.modeling.backbone.shufflenet_pan import build_shufflenet_pan_backbone
         from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-        from clq.modeling.comparison import FCOS
-        from clq.modeling.detector import CLQ
         from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
-        from clq.modeling.matcher import match_atss
-        from clq.modeling.mobile import build_shufflenet_pan_backbone
-        from clq.modeling.scoring import LogScore, joint_score
+        from clq.modeling.meta_arch.clq import CLQ
+        from clq.modeling.meta_arch.fcos import FCOS
+        from clq.modeling.scoring import joint_score
+        from clq.modeling.structures import LogScore
 
         compat.restore_numpy_names()
 

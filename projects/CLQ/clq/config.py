@@ -4,7 +4,6 @@ Keys are read here and by builders (``from_config``, ``build_...``, ``check_...`
 """
 
 import difflib
-import functools
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from detectron2.data import build as loader
 
 from clq.data.datasets import register_coco_json
 from clq.errors import UserError
+from clq.utils.config_tree import get_key
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +288,7 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if not match:
         return message
     wanted, given, key = match.groups()
-    value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
+    value = get_key(cfg, key)
     if isinstance(value, CfgNode):
         return f"{key} is a group of keys ({', '.join(value)}), not a value."
     # The value that is there shows how one is written: 2.0 where a float is wanted, ('a',) for a tuple.

@@ -65,7 +65,7 @@ def diagnose() -> list[Check]:
             checks.append(run_check(f"NMS, {device}", partial(try_nms, device), torchvision_fix()))
             checks.append(run_check(f"deform_conv2d, {device}", partial(try_deform_conv, device), torchvision_fix()))
     if not broken - {"its compiled ops"}:
-        attempt = partial(find_package, "clq-detectron2", "clq.modeling.detector")
+        attempt = partial(find_package, "clq-detectron2", "clq.modeling.meta_arch.clq")
         checks.append(run_check("clq", attempt, "install the project from its root: pip install --no-deps -e ."))
     return checks
 

@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 
 from clq.data.tiling import MIN_VISIBLE, boxes_in_window, split_at, tile_starts
-from clq.engine.launch import run_cli
 from clq.errors import UserError
+from clq.utils.cli import run_cli
 
 PACKAGE = "deepforest==2.1.0"
 PHOTOGRAPHS = {  # name: (width, height, boxes), as the package has them

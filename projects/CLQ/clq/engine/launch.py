@@ -1,6 +1,5 @@
-"""Starting a script: processes, and mistakes of the user in one readable line instead of a traceback."""
+"""Starting a script in as many processes as it asks for."""
 
-import argparse
 import sys
 from collections.abc import Callable
 
@@ -8,35 +7,11 @@ import torch
 from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException
 
-from clq.errors import UserError
-
-
-def positive(text: str) -> int:
-    """A count on the command line, for argparse."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
-
-
-def count(text: str) -> int:
-    """As :func:`positive`, or 0."""
-    return 0 if text == "0" else positive(text)
-
-
-def run_cli(main: Callable, *args) -> None:
-    """Calls ``main(*args)`` and exits: with what it returns if that is an int, with 2 and one line for a UserError."""
-    try:
-        status = main(*args)
-    except UserError as e:
-        # From a data loader's process it comes as the last line of a traceback.
-        message = str(e).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
-        print(f"{sys.argv[0]}: {message}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+from clq.utils.cli import run_cli
 
 
 def launch_cli(main: Callable, args) -> None:
-    """:func:`run_cli` in as many processes as Detectron2's ``--num-gpus``, ``--num-machines`` ask for.
+    """:func:`~clq.utils.cli.run_cli` in as many processes as Detectron2's ``--num-gpus``, ``--num-machines`` ask for.
 
     Args:
         main: called as ``main(args)`` in each process.

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils import _foreach_utils
 
 from clq import compat
+from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.mapper import build_test_mapper, build_train_mapper
-from clq.engine.checkpoint import Checkpointer
+from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import EMAHook
-from clq.engine.precision import build_step, inference_autocast
 from clq.errors import UserError, blamed_on
 from clq.modeling.test_time_augmentation import DenseTTA
 

@@ -10,10 +10,10 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
 
+from clq.modeling.head.quality import box_iou_matched, centerness
 from clq.modeling.losses import giou_loss
-from clq.modeling.quality import box_iou_matched, centerness
-from clq.modeling.scoring import LogScore, ScoreRule
-from clq.modeling.targets import Targets
+from clq.modeling.scoring import ScoreRule
+from clq.modeling.structures import LogScore, Targets
 
 _NO_POSITIVES = 1e-12  # a sum of alignments below this is that of a batch without positives, as in TOOD's code
 
@@ -98,7 +98,7 @@ class DetectionLoss:
         """Scalar losses, float32: ``loss_cls``, ``loss_box``, the coder's own, ``loss_box_coarse``, ``loss_quality``.
 
         Args:
-            predictions: flattened :class:`~clq.modeling.head.Predictions`.
+            predictions: flattened :class:`~clq.modeling.structures.Predictions`.
             targets: :class:`Targets`.
             anchors: (R, 4) XYXY pixels.
             strides: (R,) pixels.

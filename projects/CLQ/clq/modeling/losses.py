@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clq.modeling.scoring import LogScore, at_least_float32
+from clq.modeling.scoring import at_least_float32
+from clq.modeling.structures import LogScore
 
 
 def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Tensor:

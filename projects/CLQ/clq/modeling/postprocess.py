@@ -50,7 +50,8 @@ class DetectionSelector:
         """What scores above the threshold, the best of each level.
 
         Args:
-            predictions: :class:`~clq.modeling.head.Predictions` of one image: lists over levels of (R_l, channels).
+            predictions: :class:`~clq.modeling.structures.Predictions` of one image: lists over levels of
+                (R_l, channels).
             anchors: per level (R_l, 4) XYXY pixels.
             strides: per level.
             image_size: (H, W) of the network's input without padding.

@@ -1,11 +1,11 @@
 """What the numbers of a detector's config may be."""
 
-import functools
 import math
 
 from detectron2.config import CfgNode
 
 from clq.errors import UserError
+from clq.utils.config_tree import get_key
 
 # Keys under MODEL.CLQ, what their numbers must be, and whether one is.
 _RANGES = {
@@ -46,7 +46,7 @@ def check_ranges(cfg: CfgNode) -> None:
         UserError: the first that is out of its range.
     """
     for key in _RANGES:
-        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL.CLQ)
+        value = get_key(cfg.MODEL.CLQ, key)
         if what := broken_range(key, value):
             raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}, and finite.")
     if cfg.MODEL.FPN.OUT_CHANNELS < 1:

@@ -6,21 +6,15 @@ Everything is in log space and at least float32: probabilities of a trained dete
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clq.modeling.structures import LogScore
+
 # Above this logit log(1 - sigmoid(q)^alpha) equals its asymptote log(alpha) - q to better than float32 resolution.
 _SATURATED = 20.0
-
-
-class LogScore(NamedTuple):
-    """A score p in log space: ``log_p`` = log p and ``log_not_p`` = log(1 - p), of equal shape."""
-
-    log_p: Tensor
-    log_not_p: Tensor
 
 
 def joint_score(
@@ -38,7 +32,8 @@ def joint_score(
         cls_alpha: exponent of the class score, > 0; TOOD's score is the geometric mean, 1/2 each.
 
     Returns:
-        :class:`LogScore` of two (..., K) tensors, float32 (float64 for float64 input) whatever autocast says.
+        :class:`~clq.modeling.structures.LogScore` of two (..., K) tensors, float32 (float64 for float64 input)
+        whatever autocast says.
 
     Raises:
         ValueError: an exponent is not positive.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clq.errors import UserError
-from clq.modeling.detector import CLQ
+from clq.modeling.meta_arch.clq import CLQ
 
 
 class DenseTTA(nn.Module):

@@ -1,0 +1,148 @@
+"""How the config that MMDetection keeps in a checkpoint selects detections, as keys of this project."""
+
+import logging
+import math
+import re
+
+from clq.checkpoint.foreign import brief
+from clq.checkpoint.mmdet_config import test_places
+from clq.checkpoint.mmdet_config_text import Unread, dicts_in
+from clq.errors import UserError
+from clq.modeling.ranges import broken_range
+
+logger = logging.getLogger(__name__)
+
+_ALL = 1_000_000_000  # stands for -1 there, no limit; a limit is a number here
+_SCALES = "img_scale", "scale"  # of 2.x, of 3.x
+_NMS = {"iou_threshold", "iou_thr", "split_thr", "class_agnostic", "max_num"}  # settings that plain NMS may have
+
+
+def selection_keys(path: str, config: dict) -> dict[str, object]:
+    """Our keys with the values of a config's ``test_cfg`` and of the size of its test images, where it has them.
+
+    Args:
+        path: of the checkpoint, for errors.
+        config: as :func:`~clq.checkpoint.mmdet_config_text.read_config` returns it.
+
+    Raises:
+        UserError: a way of selecting detections that this project does not have.
+    """
+    keys = _size_keys(path, config)
+    # Beside the model before 2.7; in 3.x, what is there is the test's loop.
+    test = config.get("model", {}).get("test_cfg", config.get("test_cfg"))
+    if isinstance(test, Unread):
+        raise UserError(_refusal(path, "test_cfg", test, "its value"))
+    if not isinstance(test, dict) or not {"nms", "score_thr"} & set(test):
+        return keys
+    if _number(path, "min_bbox_size", test.get("min_bbox_size", 0)) > 0:
+        raise UserError(_refusal(path, "min_bbox_size", test["min_bbox_size"], "0"))
+    keys["MODEL.CLQ.SCORE_THRESH"] = float(_number(path, "score_thr", test.get("score_thr", 0)))
+    keys["MODEL.CLQ.TOPK_CANDIDATES"] = _limit(path, "nms_pre", test.get("nms_pre", -1))
+    keys["TEST.DETECTIONS_PER_IMAGE"] = _limit(path, "max_per_img", test.get("max_per_img", -1))
+    nms = test.get("nms")
+    if nms is not None:
+        keys["MODEL.CLQ.NMS_THRESH"] = _nms_threshold(path, nms)
+    for setting, key in (("score_thr", "SCORE_THRESH"), ("nms.iou_threshold", "NMS_THRESH")):
+        value = keys.get(f"MODEL.CLQ.{key}", 0.0)
+        if what := broken_range(key, value):
+            raise UserError(
+                f"{path}: its config tests with {setting} = {value}, which must be {what}; correct it in the config in "
+                "its meta."
+            )
+    return keys
+
+
+def _nms_threshold(path: str, nms: object) -> float:
+    if not isinstance(nms, dict) or nms.get("type", "nms") != "nms":
+        raise UserError(_refusal(path, "nms", nms, "dict(type='nms', ...)"))
+    if nms.keys() - _NMS - {"type"} or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
+        raise UserError(_refusal(path, "nms", nms, "an iou_threshold alone"))
+    return float(_number(path, "nms.iou_threshold", nms.get("iou_threshold", nms.get("iou_thr"))))
+
+
+def _size_keys(path: str, config: dict) -> dict[str, object]:
+    """Of the first resizing of the test's images: (1333, 800) bounds the long and the short side."""
+    steps = [step for step in _steps(path, config) if re.search(r"Resize|FlipAug$|TestTimeAug$", _kind(step))]
+    augmented = [f"{x} = {brief(step[x])}" for step in steps for x in ("flip", *_SCALES) if _augments(x, step.get(x))]
+    if augmented or any(_kind(step) == "TestTimeAug" for step in steps):
+        logger.warning(
+            "%s: its config tests with test-time augmentation (%s), and so may its published figures have been; the "
+            "printed command tests without it, at its first size. This project's own is TEST.AUG.",
+            path,
+            ", ".join(augmented) or "TestTimeAug",
+        )
+    keys: dict[str, object] = {}
+    for step in steps:
+        # Of 2.x, it keeps the ratio unless told otherwise; of 3.x, where the size is scale, it does not.
+        ratio = step.get("keep_ratio", "scale" not in step or _kind(step) != "Resize")
+        if ratio is not True:
+            raise UserError(_refusal(path, "keep_ratio", ratio, "True"))
+        keys = keys or _sizes(path, step)
+    return keys
+
+
+def _steps(path: str, config: dict) -> list[dict]:
+    """All groups of settings of the test's images.
+
+    Raises:
+        UserError: steps that are not told.
+    """
+    places = test_places(config)
+    first = places.pop("test_pipeline")  # in 2.x, a name that data.test uses
+    steps = list(dicts_in([*places.values(), first]))
+    nodes = [*places.values(), first, *(step.get(x) for step in steps for x in ("dataset", "pipeline", "transforms"))]
+    for node in nodes:
+        for x in node if isinstance(node, list) else [node]:
+            if isinstance(x, Unread):
+                raise UserError(_refusal(path, "a step", x, "its value"))
+    return steps
+
+
+def _kind(step: dict) -> str:
+    return str(step.get("type", "")).rsplit(".", 1)[-1]
+
+
+def _augments(setting: str, value: object) -> bool:
+    """Whether a setting asks for several versions of an image: several scales, or flips."""
+    if setting == "flip":
+        return bool(value)
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(scale, list) for scale in value)
+
+
+def _sizes(path: str, step: dict) -> dict[str, object]:
+    """The keys of a step's size, if it has one of its own."""
+    if step.get("scale_factor") is not None:
+        raise UserError(_refusal(path, "scale_factor", step["scale_factor"], "scale=(1333, 800)"))
+    setting = next((x for x in _SCALES if step.get(x) is not None), None)
+    if setting is None:
+        return {}
+    scale = step[setting]
+    if isinstance(scale, list) and (len(scale) == 1 or _augments(setting, scale)):
+        scale = scale[0]
+    if _kind(step) == "ResizeShortestEdge":
+        scale = [scale, step.get("max_size")]
+    elif isinstance(scale, int):
+        scale = [scale, scale]
+    if not (isinstance(scale, list) and len(scale) == 2 and all(type(x) is int and x > 0 for x in scale)):
+        raise UserError(_refusal(path, setting, step[setting], "(1333, 800), or the two sides that it tests with,"))
+    return {"INPUT.MIN_SIZE_TEST": min(scale), "INPUT.MAX_SIZE_TEST": max(scale)}
+
+
+def _limit(path: str, setting: str, value: object) -> int:
+    number = _number(path, setting, value)
+    if number != int(number):
+        raise UserError(_refusal(path, setting, value, "a whole number"))
+    return int(number) if 0 < number < _ALL else _ALL
+
+
+def _number(path: str, setting: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(_refusal(path, setting, value, "a number"))
+    return value
+
+
+def _refusal(path: str, setting: str, theirs: object, ours: str) -> str:
+    return (
+        f"{path}: its config tests with {setting} = {brief(theirs)}, which this project does not have; write {ours} "
+        "into the config in its meta to convert it for this project's way."
+    )

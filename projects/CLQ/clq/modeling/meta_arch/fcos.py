@@ -1,0 +1,67 @@
+"""A detector to compare with that Detectron2 has but, unlike the others, does not build from a yaml config."""
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.meta_arch import fcos
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from clq.errors import blamed_on
+from clq.modeling.build import pyramid_shapes
+
+
+def _with_an_empty_box(instances: Instances) -> Instances:
+    box, label = instances.gt_boxes.tensor.new_zeros(1, 4), instances.gt_classes.new_zeros(1)
+    return Instances(instances.image_size, gt_boxes=Boxes(box), gt_classes=label)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    # Detectron2's "GN", also for the one channel on which its head tries every norm, and which torch's refuses.
+    return nn.GroupNorm(min(32, channels), channels)
+
+
+@META_ARCH_REGISTRY.register()
+class FCOS(fcos.FCOS):
+    """Detectron2's FCOS, from the keys of ``MODEL.RETINANET``; its arguments."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list, list]:
+        """Detectron2's, which fails over an image without an object: it gets one of no size, which nothing matches."""
+        return super().label_anchors(anchors, [x if len(x) else _with_an_empty_box(x) for x in gt_instances])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """As Detectron2's ``configs/common/models/fcos.py``, the pyramid being that of the config.
+
+        Raises:
+            UserError: values that Detectron2 refuses, or levels that the backbone does not have.
+        """
+        c = cfg.MODEL.RETINANET
+        with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):
+            backbone = build_backbone(cfg)
+        shapes = pyramid_shapes(backbone, c.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
+        with blamed_on("MODEL.RETINANET and FPN.OUT_CHANNELS"):
+            head = fcos.FCOSHead(
+                input_shape=shapes,
+                num_classes=c.NUM_CLASSES,
+                conv_dims=[shapes[0].channels] * c.NUM_CONVS,
+                norm=_group_norm if c.NORM == "GN" else c.NORM,
+                prior_prob=c.PRIOR_PROB,
+            )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": c.IN_FEATURES,
+            "num_classes": c.NUM_CLASSES,
+            "focal_loss_alpha": c.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": c.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": c.SCORE_THRESH_TEST,
+            "test_topk_candidates": c.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": c.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
