@@ -13,7 +13,7 @@ import yaml
 from clq.engine.launch import launch_cli
 from clq.utils.cli import run_cli
 from detectron2.engine import default_argument_parser
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +95,7 @@ def own_logging():
     """Takes back what a script does to the loggers, which would hide their records from other tests."""
     loggers = [logging.getLogger(name) for name in ("clq", "detectron2", "fvcore")]
     before = [(x.handlers[:], x.level, x.propagate) for x in loggers]
+    _LOG_COUNTER.clear()  # Detectron2 logs some messages once a process, as a script of its own would
     try:
         yield
     finally:
