@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clq.config import setup_cfg
 from clq.errors import UserError, blamed_on
+from clq.utils.config_tree import get_key
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +146,7 @@ def config_with(config: str, keys: Mapping[str, object]) -> CfgNode:
 
 def differing(cfg: Mapping, keys: Mapping[str, object]) -> dict[str, object]:
     """Those of the keys to which a config gives another value."""
-    found = {}
-    for key, value in keys.items():
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        if node != value:
-            found[key] = value
-    return found
+    return {key: value for key, value in keys.items() if get_key(cfg, key) != value}
 
 
 def check_whole(path: str, config: str, keys: Mapping[str, object], weights: Mapping[str, Tensor]) -> None:
