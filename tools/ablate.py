@@ -37,7 +37,7 @@ from clq.experiments.ablation import (
     loss_curves,
     markdown_table,
     metric_cells,
-    parse_row,
+    parse_variant,
     train_all,
 )
 from clq.inference.predictor import Predictor
@@ -157,7 +157,7 @@ def report(runs, configs, args) -> None:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    rows = [parse_row(text) for text in args.rows]
+    rows = [parse_variant(text) for text in args.rows]
     runs = make_runs(rows, args)
     study = clq.setup_cfg(args.config_file, args.opts).MODEL.META_ARCHITECTURE
     if study != "CLQ":  # whose pyramid would be every row's

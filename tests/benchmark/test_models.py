@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from clq.benchmark import models as benchmark
-from clq.benchmark.cases import NUM_CANDIDATES, Conditions, InferenceCase, Row
+from clq.benchmark.cases import NUM_CANDIDATES, Conditions, InferenceCase, Variant
 
 TINY_MULTIPLY_ADDS = 333_103_104 + 2_774_016 + 7_348_320 + 1_796_256  # see test_profiling.py
 RETINANET = (
@@ -24,7 +24,7 @@ def test_every_candidate_passes_the_threshold(tiny, arch):
     opts = ["MODEL.META_ARCHITECTURE", arch, "MODEL.CLQ.NMS_THRESH", "1.0", "TEST.DETECTIONS_PER_IMAGE", "5000"]
     opts += [word for key, value in retinanet.items() for word in (f"MODEL.RETINANET.{key}", value)]
     conditions = Conditions((96, 96), 1, CPU, "float32", train=False)
-    case = InferenceCase(Row(arch, tiny, tuple(opts)).config(CPU), conditions)
+    case = InferenceCase(Variant(arch, tiny, tuple(opts)).config(CPU), conditions)
     count = min(sum(x.numel() for x in case.crowd[2][0]), NUM_CANDIDATES)
     case.sample()
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
     """A gigabyte more that this process holds for a while is not in it."""
     held = torch.ones(2**28)
     del held
-    row, conditions = Row("tiny", tiny, ()), Conditions((96, 96), 1, CPU, "float32", train=False)
+    row, conditions = Variant("tiny", tiny, ()), Conditions((96, 96), 1, CPU, "float32", train=False)
     peak = benchmark.peak_memory(row, conditions)
     assert peak["training"] is None
     assert 2**26 < peak["inference"] < benchmark.peak_so_far(CPU) - 2**29

@@ -13,7 +13,7 @@ from clq.benchmark.profiling import (
 )
 from clq.benchmark.synthetic import make_candidates, random_image
 from clq.modeling.assign.atss import ATSSMatcher
-from clq.modeling.head.feature_alignment import BACKENDS, AlignConv, GeometricOffsets
+from clq.modeling.head.feature_alignment import BACKENDS, FeatureAlignment, GeometricOffsets
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -39,7 +39,7 @@ class HandCounted(nn.Module):
         super().__init__()
         self.first = Conv2d(3, 8, 3, stride=2, padding=1, bias=False, norm=nn.BatchNorm2d(8))
         self.grouped = nn.Conv2d(8, 8, 1, groups=4)
-        self.align = AlignConv(8, GeometricOffsets(), backend)
+        self.align = FeatureAlignment(8, GeometricOffsets(), backend)
         self.linear = nn.Linear(8, 5)
 
     def forward(self, batched_inputs):

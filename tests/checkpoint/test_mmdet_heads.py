@@ -2,9 +2,9 @@
 
 import clq
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
-from clq.modeling.head.feature_alignment import AlignConv, LearnedOffsets
-from clq.modeling.head.quality import DistributionQuality, ProbabilityMap, TowerQuality
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder
+from clq.modeling.head.feature_alignment import FeatureAlignment, LearnedOffsets
+from clq.modeling.head.quality import ConvQualityBranch, DGQPBranch, ProbabilityMapBranch
 from clq.modeling.head.refinement import SampledBoxes, StarRefinement
 from clq.modeling.head.towers import interactive_towers
 from clq.modeling.scoring import joint_score
@@ -55,9 +55,9 @@ def tood_of_mmdet(w, feature, scale):
 
 def test_a_tood_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
-    weights, coder = tood_head(), LTRBCoder()
+    weights, coder = tood_head(), LinearDistanceCoder()
     wide = DEPTH * WIDTH
-    parts = {"quality": ProbabilityMap(coder, wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
+    parts = {"quality": ProbabilityMapBranch(coder, wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
     head = make_head(coder, interactive_towers, **parts)
     load(head, clq.convert_mmdet(weights))
     assert not caplog.records
@@ -96,7 +96,7 @@ def head_of_mmdet(weights, feature, level):
 def test_a_converted_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = random_weights(head_shapes())
-    head = make_head(DeltaCoder(), quality=TowerQuality(DeltaCoder(), WIDTH, WIDTH, tower="reg"))
+    head = make_head(DeltaCoder(), quality=ConvQualityBranch(DeltaCoder(), WIDTH, WIDTH, tower="reg"))
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
@@ -129,7 +129,10 @@ def clq_of_mmdet(w, feature, level):
 def test_a_clq_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
     weights, coder = clq_head(), DistributionCoder(16)
-    parts = {"quality": TowerQuality(coder, WIDTH, WIDTH, tower="cls"), "align": AlignConv(WIDTH, LearnedOffsets())}
+    parts = {
+        "quality": ConvQualityBranch(coder, WIDTH, WIDTH, tower="cls"),
+        "align": FeatureAlignment(WIDTH, LearnedOffsets()),
+    }
     head = make_head(coder, **parts)
     load(head, clq.convert_mmdet(weights))
     assert not caplog.records
@@ -158,7 +161,7 @@ def test_a_gfl_head_fits_distribution_coding(caplog):
 
 def test_a_gflv2_head_brings_its_quality(caplog):
     weights, coder = gfl_head(), DistributionCoder(16)
-    head = make_head(coder, quality=DistributionQuality(coder, WIDTH, WIDTH))
+    head = make_head(coder, quality=DGQPBranch(coder, WIDTH, WIDTH))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.quality_pred[2].weight, weights["reg_conf.2.weight"])
     assert not caplog.records
@@ -166,7 +169,7 @@ def test_a_gflv2_head_brings_its_quality(caplog):
 
 def test_a_vfnet_head_brings_its_refinement(caplog):
     weights = vfnet_head()
-    head = make_head(DistanceCoder(), refine=StarRefinement(WIDTH, 5), box_norm="GN")
+    head = make_head(LogDistanceCoder(), refine=StarRefinement(WIDTH, 5), box_norm="GN")
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.refine.cls_align.conv.weight, weights["vfnet_cls_dconv.weight"])
     assert torch.equal(head.refine.reg_align.conv.weight, weights["vfnet_reg_refine_dconv.weight"])

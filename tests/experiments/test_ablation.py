@@ -7,7 +7,7 @@ import pytest
 import torch
 from clq.data.datasets import fill_num_classes
 from clq.errors import UserError
-from clq.experiments.ablation import Run, differences, loss_curves, mean_and_spread, parse_row, visible_gpus
+from clq.experiments.ablation import Run, differences, loss_curves, mean_and_spread, parse_variant, visible_gpus
 from detectron2.modeling import build_model
 
 ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
@@ -19,7 +19,7 @@ def at_the_root(monkeypatch, request):
 
 
 def test_a_row_takes_all_cells_of_its_config_and_nothing_else(tiny):
-    row = parse_row(f"ours, twice={CLQ} MODEL.CLQ.BOX.LOSS_WEIGHT 2.5")
+    row = parse_variant(f"ours, twice={CLQ} MODEL.CLQ.BOX.LOSS_WEIGHT 2.5")
     assert row.name == "ours, twice"
     # The study sets other widths, which stay, and other cells, which the row overrides.
     study = ["MODEL.CLQ.CLS.LOSS", "focal", "MODEL.CLQ.BOX.CODING", "delta", "MODEL.CLQ.TOPK", 5]
@@ -41,7 +41,7 @@ def test_a_row_takes_all_cells_of_its_config_and_nothing_else(tiny):
 def test_a_row_of_detectron2s_own_models(name, kind, key, value, tiny):
     """Its whole model is that of its config, in the study's body and widths and on the study's data and schedule."""
     path = f"configs/comparison/{name}_R_50_FPN_1x.yaml"
-    study, cfg = clq.setup_cfg(tiny), clq.setup_cfg(tiny, parse_row(path).opts)
+    study, cfg = clq.setup_cfg(tiny), clq.setup_cfg(tiny, parse_variant(path).opts)
     assert kind == cfg.MODEL.META_ARCHITECTURE
     assert functools.reduce(getattr, key.split("."), cfg.MODEL) == value
     assert (cfg.SOLVER, cfg.DATASETS, cfg.INPUT, cfg.TEST) == (study.SOLVER, study.DATASETS, study.INPUT, study.TEST)
@@ -57,31 +57,31 @@ def test_a_row_of_detectron2s_own_models(name, kind, key, value, tiny):
     assert cfg.MODEL["ROI_HEADS" if kind == "GeneralizedRCNN" else "RETINANET"].NUM_CLASSES == 2
     assert model.backbone.bottom_up.stages[0][0].conv1.out_channels == 64
     # Back again: a row of CLQ in a study of such a model.
-    assert clq.setup_cfg(path, ["MODEL.DEVICE", "cpu", *parse_row(CLQ).opts]).MODEL.META_ARCHITECTURE == "CLQ"
+    assert clq.setup_cfg(path, ["MODEL.DEVICE", "cpu", *parse_variant(CLQ).opts]).MODEL.META_ARCHITECTURE == "CLQ"
 
 
 def test_a_row_of_an_unknown_model(tmp_path):
     (tmp_path / "x.yaml").write_text("MODEL: {META_ARCHITECTURE: ProposalNetwork}\nVERSION: 2")
     with pytest.raises(UserError, match=r"x\.yaml: MODEL\.META_ARCHITECTURE ProposalNetwork is not one of CLQ, FCOS"):
-        parse_row(str(tmp_path / "x.yaml"))
+        parse_variant(str(tmp_path / "x.yaml"))
 
 
 def test_names_of_rows():
-    assert parse_row(ATSS).name == "atss_R_50_FPN_1x"
-    assert parse_row("MODEL.CLQ.TOPK 5").name == "MODEL.CLQ.TOPK 5"
+    assert parse_variant(ATSS).name == "atss_R_50_FPN_1x"
+    assert parse_variant("MODEL.CLQ.TOPK 5").name == "MODEL.CLQ.TOPK 5"
     for text in (f"{ATSS} MODEL.WEIGHTS /a=b.pth", "MODEL.WEIGHTS /a=b.pth"):  # a = that names nothing
-        row = parse_row(text)
+        row = parse_variant(text)
         assert row.name in ("atss_R_50_FPN_1x", text) and row.opts[-2:] == ("MODEL.WEIGHTS", "/a=b.pth")
-    assert parse_row(f"ours={CLQ} MODEL.WEIGHTS /a=b.pth").name == "ours"
-    assert parse_row("B.yaml, alone=MODEL.CLQ.TOPK 5").name == "B.yaml, alone"
+    assert parse_variant(f"ours={CLQ} MODEL.WEIGHTS /a=b.pth").name == "ours"
+    assert parse_variant("B.yaml, alone=MODEL.CLQ.TOPK 5").name == "B.yaml, alone"
     with pytest.raises(UserError, match=r"--rows 'x=': write \[NAME=\]CONFIG"):
-        parse_row("x=")
+        parse_variant("x=")
     with pytest.raises(UserError, match=r"gone\.yaml: no such config file"):
-        parse_row("gone.yaml")
+        parse_variant("gone.yaml")
 
 
 def test_differences_from_the_first_row(tiny):
-    configs = {name: clq.setup_cfg(tiny, parse_row(path).opts) for name, path in (("ATSS", ATSS), ("CLQ", CLQ))}
+    configs = {name: clq.setup_cfg(tiny, parse_variant(path).opts) for name, path in (("ATSS", ATSS), ("CLQ", CLQ))}
     (changed,) = differences(configs).values()
     assert [d.split()[0] for d in changed] == [
         *("BOX.CODING", "BOX.WEIGHT_BY", "BOX.WEIGHT_FLOOR", "CLS.LOSS", "QUALITY.NAME", "ALIGN.NAME", "TOPK_COUNTS"),
@@ -89,7 +89,7 @@ def test_differences_from_the_first_row(tiny):
     assert "QUALITY.NAME iou (centerness)" in changed
 
     paths = {x: f"configs/comparison/{x}_rcnn_R_50_FPN_1x.yaml" for x in ("faster", "cascade")}
-    configs = {name: clq.setup_cfg(tiny, parse_row(path).opts) for name, path in {**paths, "CLQ": CLQ}.items()}
+    configs = {name: clq.setup_cfg(tiny, parse_variant(path).opts) for name, path in {**paths, "CLQ": CLQ}.items()}
     assert differences(configs) == {
         "cascade": [
             "RPN.POST_NMS_TOPK_TRAIN 2000 (1000)",

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder, unit_anchor
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder, unit_anchor
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
@@ -44,7 +44,7 @@ def test_delta_is_an_inverse_pair_and_agrees_with_detectron2():
 
 def test_distances_by_hand():
     """Anchor 64 wide about (100, 50): exp(0) is a whole anchor, so 64 to each side; halves and doubles from there."""
-    coder, anchor = DistanceCoder(), torch.tensor([68.0, 18, 132, 82])
+    coder, anchor = LogDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     torch.testing.assert_close(coder.decode(torch.zeros(4), anchor, 8.0), torch.tensor([36.0, -14, 164, 114]))
     pred = torch.tensor([0.5, 2.0, 0.25, 1.0]).log()
     box = torch.tensor([68.0, -78, 116, 114])
@@ -56,14 +56,14 @@ def test_distances_by_hand():
 
 def test_ltrb_by_hand():
     """Strides of 8 about (100, 50): 1, 2 and 3 of them, and a bottom above the centre."""
-    coder, anchor = LTRBCoder(), torch.tensor([68.0, 18, 132, 82])
+    coder, anchor = LinearDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     pred, box = torch.tensor([1.0, 2, 3, -0.5]), torch.tensor([92.0, 34, 124, 46])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
     torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
     raw = torch.tensor([0.0, math.log(3), -1e4, 1e4])
     torch.testing.assert_close(coder.activate(raw), torch.tensor([1.0, 3, 0, 500]))
     assert coder.activate(raw.bfloat16()).dtype == torch.float32
-    for other in (DeltaCoder(), DistanceCoder(), DistributionCoder()):
+    for other in (DeltaCoder(), LogDistanceCoder(), DistributionCoder()):
         assert other.activate(raw) is raw
 
 
@@ -93,7 +93,7 @@ def test_distribution_is_an_inverse_pair_within_its_range_and_clamps_outside():
 
 
 @pytest.mark.parametrize(
-    "coder", [DeltaCoder(), DistanceCoder(), DistributionCoder(16)], ids=["delta", "distance", "distribution"]
+    "coder", [DeltaCoder(), LogDistanceCoder(), DistributionCoder(16)], ids=["delta", "distance", "distribution"]
 )
 class TestEveryCoder:
     def test_any_layout_decodes_like_its_flat_form(self, coder):

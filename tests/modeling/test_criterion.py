@@ -14,12 +14,12 @@ import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.criterion import (
     DetectionLoss,
-    weigh_by_alignment,
+    weigh_by_alignment_metric,
     weigh_by_centerness,
     weigh_by_iou,
     weigh_by_score,
 )
-from clq.modeling.head.quality import Centerness, PredictedIoU
+from clq.modeling.head.quality import CenternessQuality, IoUQuality
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.scoring import ScoreRule
 from clq.modeling.structures import Predictions, Targets
@@ -71,7 +71,7 @@ def atss():
         DeltaCoder(),
         focal_loss,
         soft_target=False,
-        quality_target=Centerness().target,
+        quality_target=CenternessQuality().target,
         box_weight=weigh_by_centerness,
         box_weight_floor=1.0,
         box_loss_weight=2.0,
@@ -80,7 +80,7 @@ def atss():
 
 def clq(**changes):
     """With deltas in place of distributions, whose values are worked out more easily."""
-    settings = {"quality_target": PredictedIoU(0.3).target, "box_weight": weigh_by_score, "box_loss_weight": 2.0}
+    settings = {"quality_target": IoUQuality(0.3).target, "box_weight": weigh_by_score, "box_loss_weight": 2.0}
     settings.update(changes)
     return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **settings)
 
@@ -232,7 +232,7 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
 
 
 def tood():
-    weights = {"box_weight": weigh_by_alignment, "box_loss_weight": 2.0}
+    weights = {"box_weight": weigh_by_alignment_metric, "box_loss_weight": 2.0}
     return DetectionLoss(ScoreRule(0.5, True, 0.5), DeltaCoder(), quality_focal_loss, soft_target=True, **weights)
 
 

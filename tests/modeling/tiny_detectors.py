@@ -14,7 +14,7 @@ from torch import nn
 CONFIGS = Path(__file__).parents[2] / "configs"
 STRIDES = [8, 16, 32, 64, 128]
 FIVE_LEVELS = ["MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]]
-# Row: its config, overrides, the losses besides class and box.
+# Variant: its config, overrides, the losses besides class and box.
 ROWS = {
     "atss": ("ATSS/atss_R_50_FPN_1x", [], {"loss_quality"}),
     "atss_qfl": ("ablations/atss_qfl_R_50_FPN_1x", [], set()),

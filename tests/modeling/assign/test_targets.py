@@ -3,7 +3,7 @@
 import pytest
 import torch
 from clq.modeling.assign.atss import ATSSMatcher
-from clq.modeling.assign.targets import make_targets, true_places
+from clq.modeling.assign.targets import make_targets, nonzero_padded
 from clq.modeling.criterion import DetectionLoss
 from detectron2.utils.events import EventStorage
 from tiny_detectors import ROWS, STRIDES, build, sample
@@ -17,7 +17,7 @@ def test_places_are_those_of_nonzero(share, spare):
     mask = torch.rand(40) < share
     expected = mask.nonzero().squeeze(1)
     size = min(len(expected) + spare, 40)
-    places, is_true = true_places(mask, size)
+    places, is_true = nonzero_padded(mask, size)
     assert places.dtype == torch.int64 and len(places) == size
     assert torch.equal(places[is_true], expected) and is_true[: len(expected)].all()
     rest = places[~is_true].tolist()
@@ -40,8 +40,8 @@ def test_targets_by_hand():
     x = torch.full((2, 3, 2), torch.nan)
     x[1, 0], x[1, 2] = tensor([1.0, 2.0]), tensor([3.0, 4.0])
     x.requires_grad_()
-    assert targets.at(x).tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
-    targets.at(x).sum().backward()
+    assert targets.gather(x).tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
+    targets.gather(x).sum().backward()
     assert torch.equal(x.grad.sum(dim=2), tensor([[0.0, 0, 0], [2, 0, 2]]))
 
     alignment = tensor([[0.0, 0, 0], [0.5, 0, 0.25]])
@@ -56,7 +56,7 @@ def test_one_ground_truth_may_take_its_share_of_every_level():
     box = tensor([[64 - half, 64 - half, 64 + half, 64 + half]])
     grids, matcher = [(-(-256 // s), -(-256 // s)) for s in STRIDES], ATSSMatcher(topk=1)
     matched, _ = matcher(grids, STRIDES, [box])
-    assert (matched >= 0).sum() == 2 <= matcher.most_positives(1, len(STRIDES)) == 5
+    assert (matched >= 0).sum() == 2 <= matcher.max_positives(1, len(STRIDES)) == 5
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
-from clq.modeling.head.quality import TowerQuality
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import ConvQualityBranch
 from clq.modeling.head.towers import Layers, separate_towers
 from clq.modeling.structures import Predictions
 from torch import nn
@@ -18,7 +18,7 @@ def make_head(coder=None, **changes):
     coder = coder or DeltaCoder()
     layers = Layers(changes.pop("conv_dim", 64), changes.pop("num_convs", 2), changes.pop("norm", "GN"))
     towers = separate_towers(32, layers)
-    quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels, tower="reg"))
+    quality = changes.pop("quality", ConvQualityBranch(coder, 32, towers.out_channels, tower="reg"))
     return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 
 
@@ -30,8 +30,8 @@ def make_features(n=2):
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
 @pytest.mark.parametrize("quality", [True, False])
 def test_shapes(coder, quality):
-    branch = TowerQuality(coder, 32, 64, tower="cls") if quality else None
-    out = make_head(coder, quality=branch, align=AlignConv(32, GeometricOffsets()))(make_features())
+    branch = ConvQualityBranch(coder, 32, 64, tower="cls") if quality else None
+    out = make_head(coder, quality=branch, align=FeatureAlignment(32, GeometricOffsets()))(make_features())
     assert [tuple(x.shape) for x in out.cls_logits] == [(2, 3, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.box_pred] == [(2, coder.num_channels, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.quality_logits] == ([(2, 1, *s) for s in SIZES] if quality else [])
@@ -94,8 +94,8 @@ def test_without_scales_of_levels_there_is_no_such_parameter():
 
 @pytest.mark.parametrize("tower", ["cls", "reg"])
 def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(tower):
-    branch = TowerQuality(None, 32, 64, tower=tower)
-    head, feature = make_head(quality=branch, align=AlignConv(32, GeometricOffsets())), make_features()[0]
+    branch = ConvQualityBranch(None, 32, 64, tower=tower)
+    head, feature = make_head(quality=branch, align=FeatureAlignment(32, GeometricOffsets())), make_features()[0]
     head.eval()
     same = head([feature] * 5)
     for name in ("cls_logits", "box_pred", "quality_logits"):
@@ -147,7 +147,7 @@ def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
 )
 @pytest.mark.parametrize("backend", ["torchvision", "grid_sample", "gather"])
 def test_gradient_flows_from_the_classes_into_the_boxes_where_the_offsets_let_it(offsets, reaches, backend):
-    head = make_head(align=AlignConv(32, offsets, backend))
+    head = make_head(align=FeatureAlignment(32, offsets, backend))
     features = make_features()
     sum(x.square().sum() for x in head(features).cls_logits).backward()
     touched = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None and p.grad.any()}
@@ -157,7 +157,7 @@ def test_gradient_flows_from_the_classes_into_the_boxes_where_the_offsets_let_it
 
 
 def test_the_class_tower_sees_the_aligned_feature():
-    head, features = make_head(align=AlignConv(32, GeometricOffsets())), make_features()
+    head, features = make_head(align=FeatureAlignment(32, GeometricOffsets())), make_features()
     align, box = head.align, head.box_pred
     nn.init.zeros_(box.weight)
     box.bias.data = torch.tensor([0.0, 0.0, 5 * math.log(3 / 8), 5 * math.log(3 / 8)])  # 3 x 3 cells: plain taps
@@ -167,7 +167,10 @@ def test_the_class_tower_sees_the_aligned_feature():
 
 @pytest.mark.parametrize("align", [None, GeometricOffsets, LearnedOffsets])
 def test_under_autocast_boxes_are_float32_and_all_is_near(align):
-    head, features = make_head(align=align and AlignConv(32, align()), num_convs=1, conv_dim=32), make_features(1)
+    head, features = (
+        make_head(align=align and FeatureAlignment(32, align()), num_convs=1, conv_dim=32),
+        make_features(1),
+    )
     expected = head(features).flatten()
     with torch.autocast("cpu", torch.bfloat16):
         out = head(features).flatten()

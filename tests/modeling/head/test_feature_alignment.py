@@ -1,7 +1,7 @@
 import pytest
 import torch
 from clq.modeling.head import feature_alignment as alignment
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets, StarOffsets
 from torch.nn import functional as F
 
 BACKENDS = list(alignment.BACKENDS)
@@ -29,7 +29,7 @@ def features():
     ],
 )
 def test_geometric_taps_are_the_centres_of_the_nine_parts_of_the_box(features, backend, box, dilation):
-    align = AlignConv(3, GeometricOffsets(), backend)
+    align = FeatureAlignment(3, GeometricOffsets(), backend)
     expected = F.conv2d(features, align.conv.weight, padding=dilation, dilation=dilation).relu()
     torch.testing.assert_close(align(features, boxes_like(features, *box)), expected, atol=1e-5, rtol=1e-5)
     assert (expected == 0).any()
@@ -39,7 +39,7 @@ def test_geometric_taps_are_the_centres_of_the_nine_parts_of_the_box(features, b
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_taps_follow_the_centre_of_the_box(features, backend):
     """A box two cells right and one down: the plain convolution, moved. Beyond the map there are zeros."""
-    align = AlignConv(3, GeometricOffsets(), backend)
+    align = FeatureAlignment(3, GeometricOffsets(), backend)
     plain = F.conv2d(F.pad(features, (1, 3, 1, 2)), align.conv.weight).relu()
     out = align(features, boxes_like(features, 0.5, -0.5, 3.5, 2.5))
     torch.testing.assert_close(out, plain[:, :, 1:, 2:], atol=1e-5, rtol=1e-5)
@@ -125,7 +125,7 @@ def test_parts_are_the_whole(training, monkeypatch):
 
 
 def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
-    align = AlignConv(3, LearnedOffsets(groups=1))
+    align = FeatureAlignment(3, LearnedOffsets(groups=1))
     assert {name: tuple(p.shape) for name, p in align.named_parameters()} == {
         "offsets.conv.weight": (18, 4, 1, 1),
         "conv.weight": (3, 3, 3, 3),
@@ -160,7 +160,7 @@ def test_the_share_of_the_gradient_into_the_boxes(kind, gradient):
 @pytest.mark.parametrize("offsets", [GeometricOffsets(), LearnedOffsets(groups=1)], ids=["geometric", "learned"])
 def test_under_autocast_the_sampling_stays_exact(backend, offsets):
     """Only the centre tap counts, on a ramp: column 250, 240.375 to the left, reads 9.625; bfloat16 would read 10."""
-    align = AlignConv(1, offsets, backend)
+    align = FeatureAlignment(1, offsets, backend)
     ramp, box = torch.arange(256.0).view(1, 1, 1, 256), torch.zeros(1, 4, 1, 256)
     with torch.no_grad():
         align.conv.weight.zero_()[0, 0, 1, 1] = 1.0
@@ -183,7 +183,7 @@ def test_auto_goes_by_the_channels_of_a_group(channels, groups, expected, monkey
     called = []
     for name, function in alignment.BACKENDS.items():
         monkeypatch.setitem(alignment.BACKENDS, name, lambda *args, n=name, f=function: called.append(n) or f(*args))
-    AlignConv(channels, LearnedOffsets(groups))(torch.randn(1, channels, 2, 3), torch.randn(1, 4, 2, 3))
+    FeatureAlignment(channels, LearnedOffsets(groups))(torch.randn(1, channels, 2, 3), torch.randn(1, 4, 2, 3))
     assert called == [expected]
 
 
@@ -193,8 +193,8 @@ def test_auto_leaves_torchvisions_op_to_other_devices(features, monkeypatch):
 
     monkeypatch.setattr(alignment, "deform_conv2d", refuse)
     boxes = boxes_like(features, -2, -2, 2, 2)
-    assert AlignConv(3, GeometricOffsets())(features, boxes).shape == features.shape
+    assert FeatureAlignment(3, GeometricOffsets())(features, boxes).shape == features.shape
     with pytest.raises(RuntimeError, match="torchvision's op was called"):
-        AlignConv(3, GeometricOffsets(), "torchvision")(features, boxes)
+        FeatureAlignment(3, GeometricOffsets(), "torchvision")(features, boxes)
     with pytest.raises(ValueError, match="torchvision or grid_sample or gather, not cuda"):
-        AlignConv(3, GeometricOffsets(), "cuda")
+        FeatureAlignment(3, GeometricOffsets(), "cuda")

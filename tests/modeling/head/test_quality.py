@@ -2,12 +2,12 @@ import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head.quality import (
-    Centerness,
-    DistributionGuided,
-    DistributionQuality,
-    PredictedIoU,
-    ProbabilityMap,
-    TaskAlignment,
+    CenternessQuality,
+    DGQPBranch,
+    DGQPQuality,
+    IoUQuality,
+    ProbabilityMapBranch,
+    TOODQuality,
     box_iou_matched,
     centerness,
 )
@@ -33,19 +33,19 @@ def around(x, y, size=4.0):
 def test_centerness_by_hand(x, y, expected):
     torch.testing.assert_close(centerness(around(x, y), GT), torch.tensor([expected]))
     # It is the anchor's centre that counts, not its size, nor the predicted box.
-    target = Centerness().target(around(0, 0), GT, around(x, y, 64.0))
+    target = CenternessQuality().target(around(0, 0), GT, around(x, y, 64.0))
     torch.testing.assert_close(target, torch.tensor([expected]))
 
 
 def test_centerness_multiplies_at_test_only_and_without_exponent():
-    assert (Centerness.joint, Centerness.alpha) == (False, 1.0)
-    assert (PredictedIoU(0.3).joint, PredictedIoU(0.3).alpha) == (True, 0.3)
+    assert (CenternessQuality.joint, CenternessQuality.alpha) == (False, 1.0)
+    assert (IoUQuality(0.3).joint, IoUQuality(0.3).alpha) == (True, 0.3)
 
 
 def test_predicted_iou_learns_the_iou_of_the_decoded_box():
     pred = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)  # IoU 100/200
     anchor = torch.tensor([[5.0, 0, 15, 20]])  # 100/300
-    target = PredictedIoU().target(pred, GT, anchor)
+    target = IoUQuality().target(pred, GT, anchor)
     torch.testing.assert_close(target, torch.tensor([0.5]))
     assert not target.requires_grad
 
@@ -61,11 +61,11 @@ def test_matched_iou_is_the_diagonal():
 @pytest.mark.parametrize(("alpha", "tower", "said"), [(0.0, "cls", "be positive"), (-0.3, "reg", "be positive")])
 def test_wrong_settings(alpha, tower, said):
     with pytest.raises(ValueError, match=said):
-        PredictedIoU(alpha, tower)
+        IoUQuality(alpha, tower)
 
 
 @pytest.mark.parametrize(
-    ("quality", "tower"), [(PredictedIoU(), "cls"), (PredictedIoU(0.3, "reg"), "reg"), (Centerness(), "reg")]
+    ("quality", "tower"), [(IoUQuality(), "cls"), (IoUQuality(0.3, "reg"), "reg"), (CenternessQuality(), "reg")]
 )
 def test_which_tower_the_branch_reads(quality, tower):
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_which_tower_the_branch_reads(quality, tower):
 
 def test_distribution_quality_by_hand():
     """Logits log 1 ... log 5 give probabilities 1/15 ... 5/15: the four largest are 5, 4, 3, 2 fifteenths, mean 3.5."""
-    branch = DistributionQuality(DistributionCoder(4), 32, 32, hidden=3)
+    branch = DGQPBranch(DistributionCoder(4), 32, 32, hidden=3)
     first, _, second = branch
     with torch.no_grad():
         first.weight.zero_()
@@ -96,24 +96,24 @@ def test_distribution_quality_by_hand():
 
 def test_distribution_quality_learns_through_the_distributions():
     torch.manual_seed(0)
-    branch = DistributionQuality(DistributionCoder(7), 32, 32)
+    branch = DGQPBranch(DistributionCoder(7), 32, 32)
     pred = torch.randn(2, 32, 3, 4, requires_grad=True)
     branch(None, None, None, pred).sum().backward()
     assert pred.grad.abs().amax(dim=(0, 2, 3)).gt(0).sum() > 16  # not detached: sharpening a side raises its quality
-    assert (DistributionGuided.joint, DistributionGuided.alpha, DistributionGuided.target) == (True, 1.0, None)
+    assert (DGQPQuality.joint, DGQPQuality.alpha, DGQPQuality.target) == (True, 1.0, None)
 
 
 @pytest.mark.parametrize("coder, why", [(DeltaCoder(), "box coding distribution"), (DistributionCoder(2), "3 bins")])
 def test_distribution_quality_needs_distributions(coder, why):
     with pytest.raises(ValueError, match=why):
-        DistributionQuality(coder, 32, 32)
+        DGQPBranch(coder, 32, 32)
 
 
 def test_the_probability_map_reads_all_layers_and_starts_at_the_prior():
     torch.manual_seed(0)
-    quality = TaskAlignment(0.2)
+    quality = TOODQuality(0.2)
     assert (quality.joint, quality.alpha, quality.cls_alpha, quality.target) == (True, 0.5, 0.5, None)
     branch = quality.branch(DeltaCoder(), 96, 32)
-    assert isinstance(branch, ProbabilityMap)
+    assert isinstance(branch, ProbabilityMapBranch)
     out = branch(torch.randn(2, 96, 3, 4), None, None, None)
     torch.testing.assert_close(out.sigmoid(), torch.full((2, 1, 3, 4), 0.2), atol=0.01, rtol=0)

@@ -6,7 +6,7 @@ import clq
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.optimize.checkpointing import RecomputedStage, recomputed
+from clq.modeling.optimize.checkpointing import RecomputedStage, checkpointed
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_detectors import CONFIGS, build, sample
@@ -137,6 +137,6 @@ def test_a_backbone_without_stages_is_refused():
 
 def test_running_statistics_move_once_for_two_passes():
     norm, x = nn.BatchNorm2d(3, momentum=0.5), torch.randn(2, 3, 4, 4, requires_grad=True)
-    recomputed(norm, norm, x).sum().backward()
+    checkpointed(norm, norm, x).sum().backward()
     torch.testing.assert_close(norm.running_mean, 0.5 * x.detach().mean(dim=(0, 2, 3)))
     assert norm.momentum == 0.5

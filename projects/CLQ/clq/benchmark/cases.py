@@ -23,8 +23,8 @@ from clq.data.datasets import fill_num_classes
 from clq.engine.config_checks import check_model
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
-from clq.experiments.ablation import split_row
-from clq.modeling.optimize.fold_bn import made_fast
+from clq.experiments.ablation import split_variant
+from clq.modeling.optimize.fold_bn import optimize_for_inference
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CANDIDATES = 2000  # class scores above the threshold where selection is timed by itself
@@ -55,7 +55,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One column of the table.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
         return cfg
 
 
-def parse_rows(texts: list[str], opts: list[str], as_built: list[str]) -> list[Row]:
+def parse_rows(texts: list[str], opts: list[str], as_built: list[str]) -> list[Variant]:
     """Rows from ``[NAME=]CONFIG.yaml [KEY VALUE ...]`` each, overrides for all, and names of those to run as built.
 
     Raises:
@@ -92,12 +92,12 @@ def parse_rows(texts: list[str], opts: list[str], as_built: list[str]) -> list[R
     """
     rows = {}
     for text in texts:
-        name, config_file, own = split_row(text)
+        name, config_file, own = split_variant(text)
         if config_file is None:
             raise UserError(f"--rows {text!r}: has no config; write [NAME=]CONFIG.yaml [KEY VALUE ...].")
         if name in rows:
             raise UserError(f"--rows: two are called {name}; give each a NAME= of its own.")
-        rows[name] = Row(name, config_file, (*own, *opts), name in as_built)
+        rows[name] = Variant(name, config_file, (*own, *opts), name in as_built)
     if unknown := set(as_built) - set(rows):
         raise UserError(f"--as-built {', '.join(sorted(unknown))}: no row of that name; there are {', '.join(rows)}.")
     return list(rows.values())
@@ -122,7 +122,7 @@ def build_for_inference(cfg: CfgNode, as_built: bool) -> nn.Module:
     """A row's model as :class:`~clq.inference.predictor.Predictor` runs it, or just as it is built; random weights."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    return model if as_built else made_fast(model)
+    return model if as_built else optimize_for_inference(model)
 
 
 class InferenceCase:

@@ -16,8 +16,8 @@ from clq.benchmark.cases import (
     Conditions,
     InferenceCase,
     ProductCase,
-    Row,
     TrainingCase,
+    Variant,
     build_for_inference,
 )
 from clq.benchmark.profiling import (
@@ -39,7 +39,7 @@ _MEMORY = {
 _NONE = "–"
 
 
-def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict, dict[str, dict]]:
+def measure(rows: list[Variant], conditions: Conditions, repeats: int) -> tuple[dict, dict[str, dict]]:
     """The machine, and what each row costs on it, both as they go into json.
 
     Rounds go over all rows, so that a machine whose speed drifts favours none; the first round warms up.
@@ -116,7 +116,7 @@ def _machine(conditions: Conditions, repeats: int, rate: float) -> dict:
     }
 
 
-def peak_memory(row: Row, conditions: Conditions) -> dict[str, int | None]:
+def peak_memory(row: Variant, conditions: Conditions) -> dict[str, int | None]:
     """Bytes at the peak of one inference and of two training steps, in a process of its own.
 
     CUDA: what torch's allocator gave to tensors. CPU: the process's largest resident set, Python and libraries
@@ -126,7 +126,7 @@ def peak_memory(row: Row, conditions: Conditions) -> dict[str, int | None]:
         return pool.submit(measure_memory, row, conditions, torch.get_num_threads()).result()
 
 
-def measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str, int | None]:
+def measure_memory(row: Variant, conditions: Conditions, threads: int) -> dict[str, int | None]:
     """:func:`peak_memory`, as far as this process has not had a higher peak before."""
     torch.set_num_threads(threads)
     cfg = row.config(conditions.device)

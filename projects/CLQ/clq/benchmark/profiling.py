@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from clq.modeling.assign.atss import ATSSMatcher
 from clq.modeling.assign.task_aligned import TaskAlignedMatcher
-from clq.modeling.head.feature_alignment import AlignConv
+from clq.modeling.head.feature_alignment import FeatureAlignment
 from clq.modeling.head.refinement import SampledBoxes
 
 REST = "rest"
@@ -50,7 +50,7 @@ def inference_places(model: nn.Module) -> list[Place]:
         Place("backbone", bottom_up, "forward"),
         Place("head", getattr(model, "head", None), "forward"),
     ]
-    aligning = (m for m in model.modules() if isinstance(m, (AlignConv, SampledBoxes)))
+    aligning = (m for m in model.modules() if isinstance(m, (FeatureAlignment, SampledBoxes)))
     places += [Place("alignment", module, "forward") for module in aligning]
     return [place for place in places if hasattr(place.owner, place.attribute)]
 

@@ -51,7 +51,7 @@ SETTINGS, DONE = "settings.json", "done"
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One line of the table.
 
     Attributes:
@@ -63,17 +63,17 @@ class Row:
     opts: tuple[str, ...]
 
 
-def parse_row(text: str) -> Row:
+def parse_variant(text: str) -> Variant:
     """A row from ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``: all that makes it in the config, then the overrides.
 
     Raises:
         UserError: neither a config nor overrides, or a config that cannot be read.
     """
-    name, config, words = split_row(text)
-    return Row(name, (*(row_cells(config) if config else ()), *words))
+    name, config, words = split_variant(text)
+    return Variant(name, (*(variant_settings(config) if config else ()), *words))
 
 
-def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
+def split_variant(text: str) -> tuple[str, str | None, tuple[str, ...]]:
     """Name, config file or None, and overrides of a row ``[NAME=][CONFIG.yaml] [KEY VALUE ...]``.
 
     Raises:
@@ -96,7 +96,7 @@ def split_row(text: str) -> tuple[str, str | None, tuple[str, ...]]:
     return name or Path(config).stem, config, tuple(words)
 
 
-def row_cells(config_file: str) -> list[str]:
+def variant_settings(config_file: str) -> list[str]:
     """KEY, VALUE, ... of all that makes a row in its config: the meta-architecture and its parts.
 
     Raises:

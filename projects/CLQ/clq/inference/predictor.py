@@ -23,7 +23,7 @@ from clq.data.mapper import matrix_entry
 from clq.engine.amp import inference_autocast
 from clq.engine.config_checks import check_model
 from clq.errors import UserError
-from clq.modeling.optimize.fold_bn import made_fast
+from clq.modeling.optimize.fold_bn import optimize_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ QUALITY_FIELDS = {"iou": "predicted_iou", "centerness": "centerness"}
 class Predictor:
     """Detectron2's DefaultPredictor with this project's checkpointer: reads, resizes and detects, one image at a time.
 
-    The model is made fast, see :func:`~clq.modeling.optimize.fold_bn.made_fast`.
+    The model is made fast, see :func:`~clq.modeling.optimize.fold_bn.optimize_for_inference`.
 
     Args:
         cfg: as training left it; ``MODEL.WEIGHTS`` names a trained checkpoint of exactly this model.
@@ -54,7 +54,7 @@ class Predictor:
         fill_num_classes(cfg)
         model = build_model(cfg).eval()
         Checkpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
-        self.model = made_fast(model)
+        self.model = optimize_for_inference(model)
         self.autocast = inference_autocast(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = AugmentationList(build_test_augmentations(cfg))

@@ -68,7 +68,7 @@ class DeltaCoder(BoxCoder):
         return deltas * deltas.new_tensor(self.weights)
 
 
-class DistanceCoder(BoxCoder):
+class LogDistanceCoder(BoxCoder):
     """VFNet's distances: each side lies exp(x) anchor sizes from the anchor's centre; of any sign, so always a box.
 
     ``encode`` and ``decode`` are inverse to each other for boxes around the anchor's centre.
@@ -88,7 +88,7 @@ class DistanceCoder(BoxCoder):
         return torch.cat(((center - boxes[..., :2]) / size, (boxes[..., 2:] - center) / size), -1).log()
 
 
-class LTRBCoder(BoxCoder):
+class LinearDistanceCoder(BoxCoder):
     """TOOD's distances: each side lies x strides from the anchor's centre, where x may be negative after a refinement.
 
     ``encode`` and ``decode`` are inverse to each other.

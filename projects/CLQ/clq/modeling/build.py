@@ -10,17 +10,17 @@ from torch import nn
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError
 from clq.modeling.assign.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder
 from clq.modeling.criterion import (
     DetectionLoss,
-    weigh_by_alignment,
+    weigh_by_alignment_metric,
     weigh_by_centerness,
     weigh_by_iou,
     weigh_by_score,
 )
 from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
-from clq.modeling.head.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import CenternessQuality, DGQPQuality, IoUQuality, TOODQuality
 from clq.modeling.head.refinement import SampledBoxes, StarRefinement
 from clq.modeling.head.towers import ACTIVATIONS, Layers, interactive_towers, separate_towers, shared_tower
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
@@ -47,8 +47,8 @@ def build_coder(cfg: CfgNode):
         "BOX.CODING",
         box.CODING,
         delta=partial(DeltaCoder, box.WEIGHTS),
-        distance=DistanceCoder,
-        ltrb=LTRBCoder,
+        distance=LogDistanceCoder,
+        ltrb=LinearDistanceCoder,
         distribution=partial(DistributionCoder, box.REG_MAX),
     )
 
@@ -60,10 +60,10 @@ def build_quality(cfg: CfgNode):
         "QUALITY.NAME",
         quality.NAME,
         none=lambda: None,
-        centerness=Centerness,
-        iou=partial(PredictedIoU, quality.ALPHA, quality.TOWER),
-        dgqp=DistributionGuided,
-        task=partial(TaskAlignment, cfg.MODEL.CLQ.PRIOR_PROB),
+        centerness=CenternessQuality,
+        iou=partial(IoUQuality, quality.ALPHA, quality.TOWER),
+        dgqp=DGQPQuality,
+        task=partial(TOODQuality, cfg.MODEL.CLQ.PRIOR_PROB),
     )
 
 
@@ -117,7 +117,7 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
     return _make("NORM", head)
 
 
-def _build_align(cfg: CfgNode, channels: int) -> AlignConv | None:
+def _build_align(cfg: CfgNode, channels: int) -> FeatureAlignment | None:
     align = cfg.MODEL.CLQ.ALIGN
     groups = align.OFFSET_GROUPS
     if align.NAME == "learned" and channels % groups:
@@ -129,8 +129,8 @@ def _build_align(cfg: CfgNode, channels: int) -> AlignConv | None:
         "ALIGN.NAME",
         align.NAME,
         none=lambda: None,
-        learned=lambda: AlignConv(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
-        geometric=lambda: AlignConv(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
+        learned=lambda: FeatureAlignment(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
+        geometric=lambda: FeatureAlignment(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
     )
 
 
@@ -180,7 +180,7 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str,
         centerness=lambda: weigh_by_centerness,
         score=lambda: weigh_by_score,
         iou=lambda: weigh_by_iou,
-        alignment=lambda: weigh_by_alignment,
+        alignment=lambda: weigh_by_alignment_metric,
     )
     return DetectionLoss(
         score,

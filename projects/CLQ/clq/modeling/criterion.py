@@ -33,7 +33,7 @@ def weigh_by_score(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Tar
     return score.log_p.detach().amax(dim=1).exp()
 
 
-def weigh_by_alignment(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
+def weigh_by_alignment_metric(score: LogScore, boxes: Tensor, anchors: Tensor, targets: Targets) -> Tensor:
     """(P,) TOOD: what the task-aligned matcher gave each positive."""
     return targets.alignment
 
@@ -104,7 +104,7 @@ class DetectionLoss:
             strides: (R,) pixels.
         """
         cls_logits, box_pred, quality_logits, coarse_box_pred = predictions
-        anchors, strides, box_pred = anchors[targets.location], strides[targets.location], targets.at(box_pred)
+        anchors, strides, box_pred = anchors[targets.location], strides[targets.location], targets.gather(box_pred)
         boxes = self.coder.decode(box_pred, anchors, strides)
         num_pos = mean_over_ranks(targets.num_pos)
         num_pos = torch.where(num_pos > _NO_POSITIVES, num_pos, 1.0)
@@ -112,18 +112,18 @@ class DetectionLoss:
         score = self.score.trained(cls_logits, quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
 
-        score = LogScore(*map(targets.at, score))
+        score = LogScore(*map(targets.gather, score))
         box_losses = {"loss_box": giou_loss(boxes, targets.gt_boxes) * self.box_loss_weight}
         for name, loss in self.coder.auxiliary_loss(box_pred, targets.gt_boxes, anchors, strides).items():
             box_losses[name] = loss * self.coder_loss_weight
         losses.update(self._weighted(box_losses, score, boxes, anchors, targets, num_pos))
         if coarse_box_pred is not None:
-            coarse = self.coder.decode(targets.at(coarse_box_pred), anchors, strides)
+            coarse = self.coder.decode(targets.gather(coarse_box_pred), anchors, strides)
             coarse_losses = {"loss_box_coarse": giou_loss(coarse, targets.gt_boxes) * self.coarse_loss_weight}
             losses.update(self._weighted(coarse_losses, score, coarse, anchors, targets, num_pos))
 
         if self.quality_target is not None:
-            quality_logits = targets.at(quality_logits).squeeze(-1).float()
+            quality_logits = targets.gather(quality_logits).squeeze(-1).float()
             target, weight = self.quality_target(boxes, targets.gt_boxes, anchors), targets.is_positive.float()
             bce = F.binary_cross_entropy_with_logits(quality_logits, target, weight, reduction="sum")
             losses["loss_quality"] = bce / num_pos * self.quality_loss_weight

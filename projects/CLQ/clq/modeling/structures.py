@@ -67,7 +67,7 @@ class Targets(NamedTuple):
     num_pos: Tensor
     alignment: Tensor | None = None
 
-    def at(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """(P, C) what x (N, R, C) has at the positives; in the rows too many zero, with a gradient of zero."""
         return torch.where(self.is_positive.unsqueeze(-1), x[self.image, self.location], 0)
 

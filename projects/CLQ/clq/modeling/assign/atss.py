@@ -90,23 +90,24 @@ class ATSSMatcher:
         device = gt_boxes[0].device
         counts = [len(b) for b in gt_boxes]
         image = torch.arange(len(gt_boxes)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
-        image = sent(image, device)  # (T,)
+        image = to_device_async(image, device)  # (T,)
         boxes = torch.cat(list(gt_boxes)).float()  # (T, 4)
         sizes = torch.tensor(list(map(tuple, grid_sizes)))  # (L, 2)
         starts = list(itertools.accumulate((h * w for h, w in grid_sizes), initial=0))
         num_locations = starts.pop()
-        start = sent(torch.tensor(starts), device)
-        widths = sent(sizes[:, 1], device)
-        level_strides = sent(torch.tensor(strides, dtype=torch.float32), device)
+        start = to_device_async(torch.tensor(starts), device)
+        widths = to_device_async(sizes[:, 1], device)
+        level_strides = to_device_async(torch.tensor(strides, dtype=torch.float32), device)
         valid_sizes = sizes.expand(len(gt_boxes), -1, -1) if valid_sizes is None else valid_sizes
 
-        cells = self._nearest_cells(boxes, sent(valid_sizes, device)[image], widths, level_strides)  # (T, L, k)
+        valid_sizes = to_device_async(valid_sizes, device)[image]  # (T, L, 2)
+        cells = self._nearest_cells(boxes, valid_sizes, widths, level_strides)  # (T, L, k)
         ious, positive = self._select(boxes, cells, widths, level_strides)  # (T, L, k) each
         locations = (image * num_locations)[:, None, None] + start[:, None] + cells.clamp(min=0)
         best = self._resolve(locations, ious, positive, len(gt_boxes) * num_locations)
-        return _unpack(best.view(len(gt_boxes), num_locations), sent(first_of_each(counts), device))
+        return _unpack(best.view(len(gt_boxes), num_locations), to_device_async(start_offsets(counts), device))
 
-    def most_positives(self, num_gts: int, num_levels: int) -> int:
+    def max_positives(self, num_gts: int, num_levels: int) -> int:
         """A bound, known on the host, on the locations that ``num_gts`` ground truths take."""
         return num_gts * num_levels * self.topk
 
@@ -120,7 +121,7 @@ class ATSSMatcher:
         squared = offset.square().where(exists, torch.inf)
         index = index.clamp(min=0)  # where nothing exists it may be negative, and would spoil the key
         widths = widths.int()
-        columns, rows = sent(self.candidate_ranks, boxes.device)
+        columns, rows = to_device_async(self.candidate_ranks, boxes.device)
         distance = squared[..., 0, :].index_select(-1, columns) + squared[..., 1, :].index_select(-1, rows)  # (T, L, C)
         cell = (index[..., 1, :] * widths[:, None]).index_select(-1, rows) + index[..., 0, :].index_select(-1, columns)
         # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does, and
@@ -159,12 +160,12 @@ class ATSSMatcher:
         return best.scatter_reduce_(0, locations.flatten(), claim.flatten(), "amax")
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device, without waiting for what was queued there before."""
     return tensor.to(device, non_blocking=True)
 
 
-def first_of_each(counts: Sequence[int]) -> Tensor:
+def start_offsets(counts: Sequence[int]) -> Tensor:
     """(N,) int64: where each image's ground truths begin among those of all, from how many each has."""
     return torch.tensor([0, *itertools.accumulate(counts)][:-1])
 

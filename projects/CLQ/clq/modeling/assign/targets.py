@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clq.modeling.assign.atss import first_of_each, sent
+from clq.modeling.assign.atss import start_offsets, to_device_async
 from clq.modeling.structures import Targets
 
 
@@ -20,7 +20,7 @@ def make_targets(
     *,
     anchors: Tensor,
     valid: Tensor,
-    most: int,
+    max_positives: int,
     alignment: Tensor | None = None,
 ) -> Targets:
     """Targets of a batch.
@@ -30,14 +30,14 @@ def make_targets(
         gt_boxes, gt_classes: per image, (M, 4) XYXY pixels and (M,).
         anchors: (R, 4) XYXY pixels.
         valid: (N, R), see :class:`~clq.modeling.structures.Targets`.
-        most: at most so many locations are matched.
+        max_positives: upper bound, known on the host, on the number of matched locations.
         alignment: (N, R), if the matches are task-aligned.
     """
     num_locations = matched_idxs.shape[1]
     positive = matched_idxs >= 0
-    place, is_positive = true_places(positive.flatten(), min(most, positive.numel()))
+    place, is_positive = nonzero_padded(positive.flatten(), min(max_positives, positive.numel()))
     image, location = place // num_locations, place % num_locations
-    first = sent(first_of_each([len(b) for b in gt_boxes]), anchors.device)
+    first = to_device_async(start_offsets([len(b) for b in gt_boxes]), anchors.device)
     index = torch.where(is_positive, matched_idxs[image, location] + first[image], 0)
     return Targets(
         image=image,
@@ -51,7 +51,7 @@ def make_targets(
     )
 
 
-def true_places(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def nonzero_padded(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """:meth:`Tensor.nonzero` of a mask (X,), which the host need not wait for.
 
     Args:
@@ -68,7 +68,7 @@ def true_places(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return places, counter[:size] < mask.sum()
 
 
-def covered(grid_sizes: Sequence[tuple[int, int]], valid_sizes: Tensor) -> Tensor:
+def valid_location_mask(grid_sizes: Sequence[tuple[int, int]], valid_sizes: Tensor) -> Tensor:
     """(N, R) bool: locations within the first (rows, columns) = ``valid_sizes`` (N, L, 2) of each level's grid."""
     device = valid_sizes.device
     masks = []

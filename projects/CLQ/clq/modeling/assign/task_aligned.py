@@ -80,8 +80,8 @@ class TaskAlignedMatcher:
         self.alpha = alpha
         self.beta = beta
 
-    def most_positives(self, num_gts: int, num_levels: int) -> int:
-        """As :meth:`ATSSMatcher.most_positives`."""
+    def max_positives(self, num_gts: int, num_levels: int) -> int:
+        """As :meth:`ATSSMatcher.max_positives`."""
         return num_gts * self.topk
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ class StarOffsets(Offsets):
         return (taps - self.taps.view(1, 9, 2, 1, 1)).flatten(1, 2)
 
 
-class AlignConv(nn.Module):
+class FeatureAlignment(nn.Module):
     """Deformable 3x3 convolution guided by boxes, then ReLU.
 
     Args:

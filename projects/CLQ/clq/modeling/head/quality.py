@@ -31,7 +31,7 @@ def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     return (near.minimum(far) / near.maximum(far)).prod(dim=-1).sqrt()
 
 
-class TowerQuality(Conv2d):
+class ConvQualityBranch(Conv2d):
     """Quality logit from one of the two towers, by one 3x3 convolution.
 
     Args:
@@ -54,7 +54,7 @@ class TowerQuality(Conv2d):
         return super().forward(cls if self.tower == "cls" else reg)
 
 
-class DistributionQuality(nn.Sequential):
+class DGQPBranch(nn.Sequential):
     """GFLv2's DGQP (Li et al. 2021, section 3.2): quality logit from the shape of the box's own four distributions.
 
     A sharp distribution says that its side is certain. Each side's k largest probabilities and their mean go through
@@ -86,7 +86,7 @@ class DistributionQuality(nn.Sequential):
         return super().forward(statistics.flatten(3).permute(0, 3, 1, 2))
 
 
-class ProbabilityMap(nn.Sequential):
+class ProbabilityMapBranch(nn.Sequential):
     """TOOD's spatial probability map M (Feng et al. 2021, eq. 5), from all features of the interactive towers.
 
     Args:
@@ -119,11 +119,11 @@ class Quality:
     joint = True
     alpha = 1.0
     cls_alpha = 1.0
-    branch = partial(TowerQuality, tower="reg")
+    branch = partial(ConvQualityBranch, tower="reg")
     target = None
 
 
-class Centerness(Quality):
+class CenternessQuality(Quality):
     """ATSS's branch: learns :func:`centerness`, multiplies the class score at test only."""
 
     joint = False
@@ -133,7 +133,7 @@ class Centerness(Quality):
         return centerness(anchors, gt_boxes)
 
 
-class PredictedIoU(Quality):
+class IoUQuality(Quality):
     """CLQ's LQE branch: learns a box's IoU (eq. 1) and enters the score as IoU^alpha, train and test (eq. 2, 3).
 
     Args:
@@ -148,20 +148,20 @@ class PredictedIoU(Quality):
         if not 0 < alpha < math.inf:
             raise ValueError(f"the exponent alpha of the IoU branch must be positive and finite, got {alpha}")
         self.alpha = alpha
-        self.branch = partial(TowerQuality, tower=tower)
+        self.branch = partial(ConvQualityBranch, tower=tower)
 
     def target(self, pred_boxes: Tensor, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
         """(P,) IoU of each positive's decoded box with its ground truth; all arguments (P, 4) XYXY pixels."""
         return box_iou_matched(pred_boxes, gt_boxes)
 
 
-class DistributionGuided(Quality):
+class DGQPQuality(Quality):
     """GFLv2's branch: multiplies the class score, train and test, and learns from that score's loss alone."""
 
-    branch = DistributionQuality
+    branch = DGQPBranch
 
 
-class TaskAlignment(Quality):
+class TOODQuality(Quality):
     """TOOD's branch: the score is the geometric mean of class score and map, which learns from that score's loss alone.
 
     Args:
@@ -172,4 +172,4 @@ class TaskAlignment(Quality):
     cls_alpha = 0.5
 
     def __init__(self, prior_prob: float = 0.01):
-        self.branch = partial(ProbabilityMap, prior_prob=prior_prob)
+        self.branch = partial(ProbabilityMapBranch, prior_prob=prior_prob)

@@ -15,7 +15,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clq.modeling.head.feature_alignment import AlignConv, StarOffsets
+from clq.modeling.head.feature_alignment import FeatureAlignment, StarOffsets
 from clq.modeling.head.towers import small_conv
 
 
@@ -25,7 +25,7 @@ class StarRefinement(nn.Module):
     Args:
         channels: of the towers.
         num_levels: each has its own scale of the refinement.
-        backend: as of :class:`AlignConv`.
+        backend: as of :class:`FeatureAlignment`.
     """
 
     coding = "distance"
@@ -33,8 +33,8 @@ class StarRefinement(nn.Module):
 
     def __init__(self, channels: int, num_levels: int, backend: str = "auto"):
         super().__init__()
-        self.cls_align = AlignConv(channels, StarOffsets(), backend)
-        self.reg_align = AlignConv(channels, StarOffsets(), backend)
+        self.cls_align = FeatureAlignment(channels, StarOffsets(), backend)
+        self.reg_align = FeatureAlignment(channels, StarOffsets(), backend)
         self.box_pred = Conv2d(channels, 4, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(num_levels))
 

@@ -16,8 +16,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clq.errors import UserError, blamed_on
-from clq.modeling.assign.atss import ATSSMatcher, sent
-from clq.modeling.assign.targets import covered, make_targets
+from clq.modeling.assign.atss import ATSSMatcher, to_device_async
+from clq.modeling.assign.targets import make_targets, valid_location_mask
 from clq.modeling.assign.task_aligned import TaskAlignedPhase
 from clq.modeling.build import (
     build_coder,
@@ -29,7 +29,7 @@ from clq.modeling.build import (
     pyramid_shapes,
 )
 from clq.modeling.criterion import DetectionLoss
-from clq.modeling.optimize.checkpointing import recompute_stages, recomputed
+from clq.modeling.optimize.checkpointing import checkpoint_stages, checkpointed
 from clq.modeling.postprocess import DetectionSelector, moved_to_image
 from clq.modeling.ranges import check_ranges
 from clq.modeling.scoring import ScoreRule
@@ -95,7 +95,7 @@ class CLQ(DenseDetector):
         if c.CHECKPOINT_BACKBONE:
             if c.COMPILE:  # torch's tracer does not follow what keeps running statistics still
                 raise UserError("MODEL.CLQ.CHECKPOINT_BACKBONE: does not go with MODEL.CLQ.COMPILE; set one to False.")
-            recompute_stages(backbone)
+            checkpoint_stages(backbone)
         shapes = pyramid_shapes(backbone, c.IN_FEATURES)
         strides = [s.stride for s in shapes]
         coder, quality = build_coder(cfg), build_quality(cfg)
@@ -151,7 +151,7 @@ class CLQ(DenseDetector):
 
     def _predict_in_parts(self, images: Tensor) -> Predictions:
         """:meth:`predict`, the images in parts, one after the other."""
-        parts = [recomputed(self, self.predict, x) for x in images.chunk(self.num_parts)]
+        parts = [checkpointed(self, self.predict, x) for x in images.chunk(self.num_parts)]
         fields = zip(*parts, strict=True)  # each a tuple over parts of lists over levels
         return Predictions(*([torch.cat(level) for level in zip(*field, strict=True)] for field in fields))
 
@@ -167,7 +167,7 @@ class CLQ(DenseDetector):
         grid_sizes = [tuple(f.shape[-2:]) for f in features]
         strides = torch.cat([anchors.new_full((h * w,), s) for (h, w), s in zip(grid_sizes, self.strides, strict=True)])
         valid_sizes = self._valid_sizes(images.image_sizes, grid_sizes)
-        valid = covered(grid_sizes, sent(valid_sizes, anchors.device))
+        valid = valid_location_mask(grid_sizes, to_device_async(valid_sizes, anchors.device))
         predictions = predictions.flatten()
         gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
         gt_classes = [x.gt_classes for x in gt_instances]
@@ -180,7 +180,7 @@ class CLQ(DenseDetector):
         else:
             matcher, loss = self.matcher, self.loss
             matched_idxs, alignment = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)[0], None
-        most = matcher.most_positives(sum(map(len, gt_boxes)), len(grid_sizes))
+        most = matcher.max_positives(sum(map(len, gt_boxes)), len(grid_sizes))
         where = {"anchors": anchors, "valid": valid, "most": most, "alignment": alignment}
         return loss(predictions, make_targets(matched_idxs, gt_boxes, gt_classes, **where), anchors, strides)
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from clq.errors import UserError
 
 
-def recomputed(module: nn.Module, function: Callable, *inputs):
+def checkpointed(module: nn.Module, function: Callable, *inputs):
     """``function(*inputs)``, keeping nothing for its backward pass but the inputs.
 
     Outputs and gradients are those of a plain call, and so are running statistics of batch normalisation, which only
@@ -45,10 +45,10 @@ class RecomputedStage(nn.Sequential):
     """A stage of a ResNet whose intermediate results are computed again in the backward pass."""
 
     def forward(self, x):
-        return recomputed(self, super().forward, x)
+        return checkpointed(self, super().forward, x)
 
 
-def recompute_stages(backbone: Backbone) -> None:
+def checkpoint_stages(backbone: Backbone) -> None:
     """Makes each stage that learns, of the ResNet below an FPN, a :class:`RecomputedStage`; names stay as they are.
 
     Raises:

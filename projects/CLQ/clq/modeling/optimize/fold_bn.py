@@ -33,7 +33,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def made_fast(model: nn.Module) -> nn.Module:
+def optimize_for_inference(model: nn.Module) -> nn.Module:
     """A detector for inference alone (in place): norms folded, weights in the memory format that convolutions prefer.
 
     Raises:
