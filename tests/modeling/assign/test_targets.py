@@ -31,7 +31,7 @@ def test_targets_by_hand():
     gt_classes = [torch.zeros(0, dtype=torch.int64), tensor([4, 2])]
     matched = tensor([[-1, -1, -1], [0, -1, 1]])
     valid = torch.ones(2, 3) > 0
-    targets = make_targets(matched, gt_boxes, gt_classes, anchors=anchors, valid=valid, most=4)
+    targets = make_targets(matched, gt_boxes, gt_classes, anchors=anchors, valid=valid, max_positives=4)
     assert targets.is_positive.tolist() == [True, True, False, False]
     assert (targets.image[:2].tolist(), targets.location[:2].tolist()) == ([1, 1], [0, 2])
     assert targets.gt_classes[:2].tolist() == [4, 2]
@@ -45,7 +45,9 @@ def test_targets_by_hand():
     assert torch.equal(x.grad.sum(dim=2), tensor([[0.0, 0, 0], [2, 0, 2]]))
 
     alignment = tensor([[0.0, 0, 0], [0.5, 0, 0.25]])
-    targets = make_targets(matched, gt_boxes, gt_classes, anchors=anchors, valid=valid, most=99, alignment=alignment)
+    targets = make_targets(
+        matched, gt_boxes, gt_classes, anchors=anchors, valid=valid, max_positives=99, alignment=alignment
+    )
     assert len(targets.location) == 6  # there are no more places
     assert targets.alignment[:2].tolist() == [0.5, 0.25] and targets.num_pos == 0.75
 

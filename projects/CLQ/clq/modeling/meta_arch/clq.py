@@ -181,7 +181,7 @@ class CLQ(DenseDetector):
             matcher, loss = self.matcher, self.loss
             matched_idxs, alignment = self.matcher(grid_sizes, self.strides, gt_boxes, valid_sizes)[0], None
         most = matcher.max_positives(sum(map(len, gt_boxes)), len(grid_sizes))
-        where = {"anchors": anchors, "valid": valid, "most": most, "alignment": alignment}
+        where = {"anchors": anchors, "valid": valid, "max_positives": most, "alignment": alignment}
         return loss(predictions, make_targets(matched_idxs, gt_boxes, gt_classes, **where), anchors, strides)
 
     def _is_task_aligned(self) -> bool:
