@@ -12,7 +12,7 @@ from clq.benchmark.profiling import (
     training_places,
 )
 from clq.benchmark.synthetic import make_candidates, random_image
-from clq.modeling.assign.atss import ATSSMatcher
+from clq.modeling.assign.atss import ATSSAssigner
 from clq.modeling.head.feature_alignment import BACKENDS, FeatureAlignment, GeometricOffsets
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
@@ -127,10 +127,10 @@ def test_all_stages_of_a_detector_are_found(tiny, opts):
     assert set(meter.spent) == {"preprocessing", "backbone", "FPN", "head", "decode+NMS", "rest"} | alignment
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2  # the first look, and this
 
-    ticks, before = itertools.count(), ATSSMatcher.__call__
+    ticks, before = itertools.count(), ATSSAssigner.__call__
     with EventStorage(), StageMeter(lambda: next(ticks)).on(training_places(model.train())) as meter:
         model([random_image(96, 96)])
-    assert ATSSMatcher.__call__ is before and "forward" not in vars(model)
+    assert ATSSAssigner.__call__ is before and "forward" not in vars(model)
     assert set(meter.spent) == {"data", "forward", "matching", "loss", "rest"}
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2
 

@@ -55,13 +55,20 @@ def _add_model(cfg: CfgNode) -> None:
     c.TOPK = 9  # k, candidates per level and ground truth (ATSS)
 
     c.ASSIGN = CfgNode()
-    c.ASSIGN.NAME = "atss"  # atss | task (TOOD: by what is predicted, after a part of the training with ATSS)
+    # atss | task (TOOD: by what is predicted, after a part of the training with ATSS) | simota (YOLOX) | max_iou
+    # (RetinaNet: by the IoU of the anchors)
+    c.ASSIGN.NAME = "atss"
     # That part, of SOLVER.MAX_ITER (TOOD: 4 epochs of 12); in it ATSS's losses are used. A training that is resumed
     # with another MAX_ITER has another part.
     c.ASSIGN.WARMUP = 0.33333
     c.ASSIGN.TASK_TOPK = 13  # k, locations per ground truth
     c.ASSIGN.TASK_ALPHA = 1.0  # alpha, exponent of the class score in the alignment
     c.ASSIGN.TASK_BETA = 6.0  # beta, exponent of the IoU
+    c.ASSIGN.SIMOTA_RADIUS = 2.5  # half the side of the square around a ground truth's centre, in strides
+    c.ASSIGN.SIMOTA_CANDIDATES = 10  # number of IoUs whose sum is the number of locations of a ground truth
+    c.ASSIGN.SIMOTA_IOU_WEIGHT = 3.0  # weight of the IoU's cost beside that of the classes
+    c.ASSIGN.MAX_IOU_THRESHOLDS = [0.4, 0.5]  # IoU below which an anchor is background, and from which it is positive
+    c.ASSIGN.MAX_IOU_LOW_QUALITY = True  # the best anchors of a ground truth are positive whatever their IoU
 
     c.BOX = CfgNode()
     c.BOX.CODING = "distribution"  # delta | distance (VFNet) | ltrb (TOOD) | distribution (GFL)

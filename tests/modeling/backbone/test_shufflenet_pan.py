@@ -4,7 +4,7 @@ import torch
 import torchvision
 from clq.checkpoint.checkpointer import torchvision_to_detectron2
 from clq.errors import UserError
-from clq.modeling.backbone.shufflenet_pan import BODIES, LitePAN, ShuffleNetV2
+from clq.modeling.backbone.shufflenet_pan import SHUFFLENETS, LitePAN, ShuffleNetV2
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -16,7 +16,7 @@ PAN = [
 STAGES = ["MODEL.FPN.IN_FEATURES", ["stage2", "stage3", "stage4"], "MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5"]]
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", SHUFFLENETS)
 def test_every_body_is_torchvisions_weight_for_weight(name):
     with torch.device("meta"):
         ours = ShuffleNetV2(name).state_dict()

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from clq.modeling.assign.atss import ATSSMatcher
-from clq.modeling.assign.task_aligned import TaskAlignedMatcher
+from clq.modeling.assign.atss import ATSSAssigner
+from clq.modeling.assign.task_aligned import TaskAlignedAssigner
 from clq.modeling.head.feature_alignment import FeatureAlignment
 from clq.modeling.head.refinement import SampledBoxes
 
@@ -67,7 +67,7 @@ def training_places(model: nn.Module) -> list[Place]:
         Place("matching", model, "label_anchors"),
     ]
     if hasattr(model, "matcher"):  # a call looks its function up in the class, not in the object
-        places += [Place("matching", matcher, "__call__") for matcher in (ATSSMatcher, TaskAlignedMatcher)]
+        places += [Place("assignment", assigner, "__call__") for assigner in (ATSSAssigner, TaskAlignedAssigner)]
     return [place for place in places if hasattr(place.owner, place.attribute)]
 
 

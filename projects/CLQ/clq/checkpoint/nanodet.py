@@ -20,7 +20,7 @@ from clq.checkpoint.foreign import (
     weights_of,
 )
 from clq.errors import UserError
-from clq.modeling.backbone.shufflenet_pan import BODIES
+from clq.modeling.backbone.shufflenet_pan import SHUFFLENETS
 
 CONFIGS = "configs/NANODET/nanodet_m_320.yaml", "configs/NANODET/nanodet_m_416.yaml"  # one detector at two sizes
 _SOURCE = "NanoDet"
@@ -148,11 +148,11 @@ def _backbone(path: str, weights: Mapping[str, Tensor]) -> str:
     """The ShuffleNetV2 whose first unit has this width."""
     mark = "stage2.0.branch1.2.weight"
     width = len(weights[BODY + mark])
-    for name in BODIES:
+    for name in SHUFFLENETS:
         with torch.device("meta"):
             body = torchvision.models.get_model(name, weights=None)
         if len(body.get_parameter(mark)) == width:
             return name
     raise UserError(
-        f"{path}: its backbone has {width} channels in {mark}, as none of {', '.join(BODIES)} has; give one of these."
+        f"{path}: its backbone has {width} channels in {mark}, as none of {', '.join(SHUFFLENETS)} has; give one of these."
     )

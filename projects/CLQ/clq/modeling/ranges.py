@@ -19,6 +19,13 @@ _RANGES = {
     "ASSIGN.TASK_TOPK": ("at least 1", lambda v: v >= 1),
     "ASSIGN.TASK_ALPHA": ("above 0", lambda v: v > 0),
     "ASSIGN.TASK_BETA": ("at least 0", lambda v: v >= 0),
+    "ASSIGN.SIMOTA_RADIUS": ("above 0", lambda v: v > 0),
+    "ASSIGN.SIMOTA_CANDIDATES": ("at least 1", lambda v: v >= 1),
+    "ASSIGN.SIMOTA_IOU_WEIGHT": ("at least 0", lambda v: v >= 0),
+    "ASSIGN.MAX_IOU_THRESHOLDS": (
+        "two numbers above 0 and at most 1, the lower one first",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+    ),
     "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
     "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
     "BOX.WEIGHT_FLOOR": ("at least 0", lambda v: v >= 0),

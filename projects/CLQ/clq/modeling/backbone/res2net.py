@@ -66,18 +66,18 @@ class Res2NetBlock(CNNBlockBase):
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm)
         kind = TorchvisionDeformConv if offset_channels else Conv2d
         self.conv2 = nn.ModuleList(_conv(width, width, 3, norm, stride, kind) for _ in range(scales - 1))
-        self.conv2_offset = nn.ModuleList(
-            Conv2d(width, 9 * offset_channels, 3, stride, padding=1) for _ in self.conv2 if offset_channels
-        )
-        for offset in self.conv2_offset:  # at first, plain convolutions
+        num_offsets = scales - 1 if offset_channels else 0
+        offsets = [Conv2d(width, 9 * offset_channels, 3, stride, padding=1) for _ in range(num_offsets)]
+        for offset in offsets:  # offsets of zero: it starts as a plain convolution
             nn.init.zeros_(offset.weight)
             nn.init.zeros_(offset.bias)
+        self.conv2_offset = nn.ModuleList(offsets)
         self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H/stride, W/stride), rounded up."""
         *groups, last = F.relu_(self.conv1(x)).chunk(self.scales, dim=1)
-        made = []
+        made: list[Tensor] = []
         for i, group in enumerate(groups):
             chained = made and self.shortcut is None
             made.append(F.relu_(self._conv2(i, group + made[-1] if chained else group)))
