@@ -111,7 +111,7 @@ def test_from_a_config_every_parameter_learns(stem):
     [
         ("SHUFFLENET.NAME", "resnet50", "resnet50: not one of shufflenet_v2_x0_5"),
         ("SHUFFLENET.ACTIVATION", "gelu", "gelu: not one of relu, leaky_relu"),
-        ("BACKBONE.FREEZE_AT", 2, "all of a ShuffleNet learns"),
+        ("BACKBONE.FREEZE_AT", 2, "a ShuffleNet is trained as a whole"),
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),
         ("FPN.IN_FEATURES", [], "name some of"),
