@@ -125,7 +125,7 @@ def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, row)
         ("REFINE.NAME", "star", "needs MODEL.CLQ.BOX.CODING distance"),
         ("REFINE.NAME", "sampling", "needs MODEL.CLQ.BOX.CODING ltrb"),
         ("TOWERS", "none", "none is not one of separate, shared, interactive"),
-        ("ASSIGN.NAME", "simota", "simota is not one of atss, task"),
+        ("ASSIGN.NAME", "hungarian", "hungarian is not one of atss, task, simota, max_iou"),
         ("ASSIGN.WARMUP", 1.5, "ASSIGN.WARMUP 1.5: must be within 0 and 1"),
         ("CLS.LOSS", "ce", "ce is not one of focal, qfl"),
         ("QUALITY.NAME", "lqe", "lqe is not one of none, centerness, iou"),
