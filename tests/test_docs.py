@@ -66,7 +66,8 @@ def test_classes_exist(document):
     }
     for path in ROOT.glob("configs/**/*.yaml"):
         known.update(re.findall(r"\b[A-Z]\w+\b", path.read_text()))
-    named = {span for span in code_spans(document) if re.fullmatch(r"[A-Z]+[a-z]+\w*[A-Z]\w*", span)}
+    name = re.compile(r"(?=\w*[a-z])([A-Z]\w*[A-Z]\w*)(?:\.(?!py$)\w+)*")
+    named = {found[1] for span in code_spans(document) if (found := name.fullmatch(span))}
     assert named <= known
 
 
