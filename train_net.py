@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a detector, resume its training, or evaluate it. Arguments are those of Detectron2's own train_net.py.
+"""Train a detector, resume its training, or evaluate it. The arguments are those of Detectron2's own train_net.py.
 
 train_net.py --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --num-gpus 8
 train_net.py --config-file ... --resume
@@ -19,13 +19,16 @@ from detectron2.utils.logger import setup_logger
 
 
 def setup(args):
-    """The frozen config, with the number of classes filled in, so that the saved copy needs no training set."""
+    """Checks everything that the call names, and returns the frozen config.
+
+    The number of classes is filled in, so that the saved copy of the config can be used without the training set.
+    """
     cfg = clq.setup_cfg(args.config_file, args.opts)
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
     make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup sets up Detectron2's own
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup covers Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     fill_num_classes(cfg)
     cfg.freeze()
@@ -34,6 +37,7 @@ def setup(args):
 
 
 def main(args):
+    """Trains, or evaluates with --eval-only."""
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

@@ -45,7 +45,7 @@ def test_models(tiny, tmp_path, run, capsys, monkeypatch):
         run(
             "tools/benchmark.py",
             *argv,
-            "--rows",
+            "--variants",
             f"CLQ={tiny}",
             f"RetinaNet={tiny} {RETINANET}",
             "--as-built",
@@ -90,9 +90,9 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
         (["--device", "cuda:0"], "--device cuda:0: there is none on this machine"),
         (["--device", "abacus"], "abacus: no such device"),
         (["--device", "meta"], "--device meta: use cpu, cuda or mps"),
-        (["--rows", "MODEL.CLQ.TOPK 5"], "has no config; write [NAME=]CONFIG.yaml"),
+        (["--variants", "MODEL.CLQ.TOPK 5"], "has no config; write [NAME=]CONFIG.yaml"),
         (["--rows", "gone.yaml"], "gone.yaml: no such config file"),
-        (["--rows", "a=x.yaml", "a=y.yaml"], "two are called a"),
+        (["--variants", "a=x.yaml", "a=y.yaml"], "two are called a"),
         (["--as-built", "FCOS"], "--as-built FCOS: no row of that name; there are tiny"),
         (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "detectors of boxes alone run here"),
         (["--opts", "TEST.AMP.ENABLED", "True"], "row tiny: TEST.AMP.ENABLED is not read here; --dtype"),
@@ -100,7 +100,7 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
 )
 def test_mistakes_are_one_line(tiny, argv, message, run, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run("tools/benchmark.py", "models", "--rows", tiny, *argv) == 2
+    assert run("tools/benchmark.py", "models", "--variants", tiny, *argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
@@ -118,7 +118,7 @@ def test_data_takes_the_mapper_apart_and_counts_what_the_loader_gives(tiny, run,
     argv = ["--config-file", tiny, "--images", 20, "--workers", 0, "--seconds", 1]
     assert run("tools/benchmark.py", "data", *argv, "--opts", "INPUT.AUG.COLOR", 0.3) == 0
     head, *steps, rate = capsys.readouterr().out.splitlines()
-    assert head.startswith("One image, 20 of shapes_train: ")
+    assert head.startswith("One image (mean of 20 from shapes_train): ")
     times = {line.rsplit(maxsplit=2)[0].strip(): float(line.split()[-2]) for line in steps}
     assert times.keys() == {"read and decode", "augment", "annotations", "rest"}
     assert list(times.values()) == sorted(times.values(), reverse=True)

@@ -133,7 +133,7 @@ def test_only_visible_gpus_are_used(given, expected, monkeypatch):
 
 
 def test_without_a_test_set_nothing_is_trained(tiny, tmp_path, run, capsys):
-    argv = ["--config-file", tiny, "--output", tmp_path, "--rows", CLQ, "--opts", "DATASETS.TEST", "[]"]
+    argv = ["--config-file", tiny, "--output", tmp_path, "--variants", CLQ, "--opts", "DATASETS.TEST", "[]"]
     assert run("tools/ablate.py", *argv) == 2
     assert "DATASETS.TEST is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -155,15 +155,22 @@ def test_losses_of_a_training_taken_up_again(tmp_path):
 
 
 def test_a_name_too_long_for_a_folder(tiny, tmp_path, run, capsys):
-    row = " ".join(["MODEL.CLQ.BOX.LOSS_WEIGHT 2.0"] * 10)
-    assert run("tools/ablate.py", "--config-file", tiny, "--output", tmp_path / "out", "--rows", row) == 2
-    assert "is too long a name for a folder; give it a NAME=" in capsys.readouterr().err
+    variant = " ".join(["MODEL.CLQ.BOX.LOSS_WEIGHT 2.0"] * 10)
+    assert run("tools/ablate.py", "--config-file", tiny, "--output", tmp_path / "out", "--variants", variant) == 2
+    assert "is too long for a folder; give it a shorter NAME=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--variants", "--rows"])  # --rows is the older spelling
+def test_two_variants_of_one_folder(option, tiny, tmp_path, run, capsys):
+    variants = ["a b=MODEL.CLQ.TOPK 5", "a-b=MODEL.CLQ.TOPK 6"]
+    assert run("tools/ablate.py", "--config-file", tiny, "--output", tmp_path / "out", option, *variants) == 2
+    assert "would use the folder" in capsys.readouterr().err
 
 
 def test_the_tool(tiny, tmp_path, run, capsys):
     """Rows, one stopped and taken up again; called once more it trains nothing."""
     rows = [f"ATSS={ATSS}", f"CLQ={CLQ}", "Faster R-CNN=configs/comparison/faster_rcnn_R_50_FPN_1x.yaml"]
-    argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--rows"]
+    argv = ["--config-file", tiny, "--output", tmp_path, "--seeds", 4, "--jobs", 2, "--speed-images", 1, "--variants"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
     assert run("tools/ablate.py", *argv, rows[0], "broken=MODEL.CLQ.CLS.LOSS none", *opts) == 1
     out = capsys.readouterr().out
@@ -176,8 +183,8 @@ def test_the_tool(tiny, tmp_path, run, capsys):
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0
     out = capsys.readouterr().out
-    assert "CLQ, against ATSS: BOX.CODING distribution (delta); BOX.WEIGHT_BY score (centerness)" in out
-    assert "Faster R-CNN, against ATSS: META_ARCHITECTURE GeneralizedRCNN (CLQ)" in out
+    assert "CLQ, compared with ATSS: BOX.CODING distribution (delta); BOX.WEIGHT_BY score (centerness)" in out
+    assert "Faster R-CNN, compared with ATSS: META_ARCHITECTURE GeneralizedRCNN (CLQ)" in out
     assert set(re.findall(r"(\w+)/seed_4: started", out)) == {"CLQ", "Faster_R_CNN"}  # ATSS was done
     table = (tmp_path / "table.md").read_text()
     for row in ("ATSS", "CLQ", "Faster R-CNN"):
