@@ -222,7 +222,9 @@ def test_mistakes(opts, message, tiny):
 
 def test_other_models_have_none():
     opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", True]
-    with pytest.raises(UserError, match=r"TEST\.AUG\.ENABLED True: there is no test-time augmentation for GeneralizedRCNN"):
+    with pytest.raises(
+        UserError, match=r"TEST\.AUG\.ENABLED True: there is no test-time augmentation for GeneralizedRCNN"
+    ):
         check_model(clq.setup_cfg(None, opts))
 
 
