@@ -16,7 +16,7 @@ from clq.data.images import read_image
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
 from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
-from clq.inference.visualization import compare, crop, populated_window
+from clq.inference.visualization import Scene, compare, crop, populated_window
 from clq.utils.cli import positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
@@ -54,11 +54,11 @@ def picture(cfg, predictor, record: dict, names: list[str], args):
     image = read_image(record["file_name"], cfg.INPUT.FORMAT)
     found = predictor(image)
     found = found[found.scores >= args.confidence_threshold]
-    scene = convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found
+    scene = Scene(convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found)
     if args.crop:
-        window = populated_window(scene[1].gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
-        scene = crop(*scene, window)
-    return compare(*scene, names, args.confidence_threshold)
+        window = populated_window(scene.truth.gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
+        scene = crop(scene, window)
+    return compare(scene, names, args.confidence_threshold)
 
 
 def main(argv=None):

@@ -1,13 +1,18 @@
-"""CLQ and its relatives for Detectron2. The import registers the meta-architectures ``CLQ`` and ``FCOS``."""
+"""CLQ and related one-stage detectors for Detectron2.
+
+Importing this package registers the meta-architectures ``CLQ`` and ``FCOS`` and the backbones of this project with
+Detectron2. It may be imported before or after Detectron2.
+"""
 
 import sys
 import warnings
 
-if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where the rest does not import
+# `python -m clq.doctor` has to work in environments where the modules below cannot be imported.
+if "clq.doctor" not in sys.orig_argv:
     with warnings.catch_warnings():
-        # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
+        # Detectron2 scripts two functions when it is imported. Users can do nothing about this warning.
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-        from clq import compat  # first: it lets Detectron2 import
+        from clq import compat  # first, because it makes Detectron2 importable
         from clq.checkpoint.mmdet_names import convert_mmdet
         from clq.config import add_clq_config, setup_cfg
         from clq.errors import UserError
