@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := configs/sample/clq_sample.yaml
 OUT := output/sample
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint doctor requirements
+.PHONY: help .venv demo test lint doctor config-docs requirements
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ test: .venv/installed  ## run the tests
 lint: .venv/installed  ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
+	@$(BIN)/python tools/config_reference.py
 
 doctor: .venv/installed  ## report what is installed, whether it works, and how to fix what does not
 	@$(BIN)/python -m clq.doctor

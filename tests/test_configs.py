@@ -27,7 +27,7 @@ _CLQ_WO_ALIGN = ("qfl", 2.0, "score", 0.0, "iou", 0.3, "none")
 _GFL = ("qfl", 2.0, "score", 1.0, "none", None, "none")
 _GFLV2 = ("qfl", 2.0, "score", 0.0, "dgqp", None, "none")
 _NANODET = ("qfl", 2.0, "score", 0.0, "none", None, "none")
-_TOOD = ("qfl", 2.0, "alignment", 0.0, "task", None, "none")
+_TOOD = ("qfl", 2.0, "alignment_metric", 0.0, "task", None, "none")
 _VFNET = ("vfl", 2.0, "iou", 1.0, "none", None, "none")
 ROWS = {
     "ATSS/atss_R_50_FPN_1x": _ATSS,

@@ -94,7 +94,7 @@ def test_peak_memory_is_of_a_process_of_its_own(tiny):
         (["--rows", "gone.yaml"], "gone.yaml: no such config file"),
         (["--variants", "a=x.yaml", "a=y.yaml"], "two are called a"),
         (["--as-built", "FCOS"], "--as-built FCOS: no row of that name; there are tiny"),
-        (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "detectors of boxes alone run here"),
+        (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "this project supports detectors of boxes alone"),
         (["--opts", "TEST.AMP.ENABLED", "True"], "row tiny: TEST.AMP.ENABLED is not read here; --dtype"),
     ],
 )

@@ -25,7 +25,7 @@ def test_types(group):
     assert dtype("cuda:1", ENABLED=True) == torch.float16
     assert dtype("cuda", ENABLED=True, DTYPE="bf16") == torch.bfloat16
     assert dtype(ENABLED=True, DTYPE="fp16") == torch.float16
-    with pytest.raises(UserError, match=rf"{group}\.AMP\.DTYPE: fp8 is not one of auto, fp16, bf16"):
+    with pytest.raises(UserError, match=rf"{group}\.AMP\.DTYPE fp8: must be one of auto, fp16, bf16"):
         dtype(DTYPE="fp8")
 
 

@@ -77,7 +77,7 @@ def test_adamw_and_unknown_optimizers():
     assert type(optimizer) is torch.optim.AdamW
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.05, 0.0}  # norms have none
     assert sum(len(g["params"]) for g in optimizer.param_groups) == 3
-    with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER: Lion is not one of SGD, AdamW"):
+    with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER Lion: must be one of SGD, AdamW"):
         Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "Lion"), model)
 
 

@@ -178,7 +178,7 @@ def test_the_tool(tiny, tmp_path, run, capsys):
     table = (tmp_path / "table.md").read_text()  # of what is complete
     assert "| ATSS |" in table and "broken" not in table
     (stdout,) = tmp_path.glob("broken/seed_4/stdout.txt")
-    assert "MODEL.CLQ.CLS.LOSS: none is not one of focal, qfl" in stdout.read_text()
+    assert "MODEL.CLQ.CLS.LOSS none: must be one of focal, qfl" in stdout.read_text()
     stdout.parent.rename(tmp_path / "elsewhere")
 
     assert run("tools/ablate.py", *argv, *rows, *opts) == 0

@@ -7,8 +7,8 @@ import re
 from clq.checkpoint.foreign import brief
 from clq.checkpoint.mmdet_config import test_places
 from clq.checkpoint.mmdet_config_text import Unread, dicts_in
+from clq.config import KEYS
 from clq.errors import UserError
-from clq.modeling.ranges import broken_range
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
         keys["MODEL.CLQ.NMS_THRESH"] = _nms_threshold(path, nms)
     for setting, key in (("score_thr", "SCORE_THRESH"), ("nms.iou_threshold", "NMS_THRESH")):
         value = keys.get(f"MODEL.CLQ.{key}", 0.0)
-        if what := broken_range(key, value):
+        if what := KEYS[f"MODEL.CLQ.{key}"].requirement(value):
             raise UserError(
                 f"{path}: its config tests with {setting} = {value}, which must be {what}; correct it in the config in "
                 "its meta."

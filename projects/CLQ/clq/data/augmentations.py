@@ -1,12 +1,10 @@
 """Builds the augmentations of training and testing from the config keys under ``INPUT``."""
 
-import math
-from collections.abc import Sequence
-
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 
+from clq.config import check_keys
 from clq.data.colors import RandomColor, RandomFloatColor
 from clq.data.transforms import Letterbox, RandomQuarterTurns, RandomZoomCrop, Zoom
 from clq.errors import UserError, blamed_on
@@ -21,10 +19,10 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         UserError: a value under ``INPUT`` is out of range, or ``INPUT.LETTERBOX`` conflicts with another key.
     """
+    check_keys(cfg, "INPUT.AUG")
     check_letterbox(cfg)
     aug = cfg.INPUT.AUG
-    _check_geometry(aug)
-    _check_colors(aug, cfg.INPUT.FORMAT)
+    _check_channels(aug, cfg.INPUT.FORMAT)
     augmentations = [_build_letterbox(cfg)] if cfg.INPUT.LETTERBOX.ENABLED else _build_resizing(cfg)
     if aug.COLOR:
         augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
@@ -90,6 +88,7 @@ def check_letterbox(cfg: CfgNode) -> None:
         UserError: the letterbox is enabled and has no valid size, or another key conflicts with it; or a key that
             needs the letterbox is set without it.
     """
+    check_keys(cfg, "INPUT.LETTERBOX")
     box, i = cfg.INPUT.LETTERBOX, cfg.INPUT
     if not box.ENABLED:
         if i.AUG.SHIFT:
@@ -97,8 +96,6 @@ def check_letterbox(cfg: CfgNode) -> None:
                 f"INPUT.AUG.SHIFT {i.AUG.SHIFT}: needs INPUT.LETTERBOX.ENABLED True; otherwise set it to 0.0."
             )
         return
-    if len(box.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in box.SIZE):
-        raise UserError(f"INPUT.LETTERBOX.SIZE {list(box.SIZE)}: must be [height, width] in pixels.")
     kind = cfg.MODEL.META_ARCHITECTURE
     if kind != "CLQ":  # Detectron2's models map boxes back to the image by scaling only
         raise UserError(f"INPUT.LETTERBOX.ENABLED True: {kind} models do not support it; set it to False.")
@@ -115,42 +112,8 @@ def check_letterbox(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.LETTERBOX.ENABLED True: cannot be combined with {clash[0]}; unset one of the two.")
 
 
-def _is_range(value: Sequence) -> bool:
-    """Returns whether a value consists of two finite numbers, the lower one first."""
-    return (
-        len(value) == 2
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-        and value[0] <= value[1]
-    )
-
-
-def _check_geometry(aug: CfgNode) -> None:
-    if not _is_range(aug.SCALE) or not 1e-3 <= aug.SCALE[0] <= aug.SCALE[1] <= 1e3:
-        raise UserError(
-            f"INPUT.AUG.SCALE {list(aug.SCALE)}: must be [lowest, highest] zoom factor, both within 0.001 and 1000."
-        )
-    if aug.SCALE_SAMPLING not in ("log", "uniform"):
-        raise UserError(f"INPUT.AUG.SCALE_SAMPLING {aug.SCALE_SAMPLING}: must be log or uniform.")
-    if len(aug.CROP) not in (0, 2) or any(not isinstance(side, int) or side < 1 for side in aug.CROP):
-        raise UserError(f"INPUT.AUG.CROP {list(aug.CROP)}: must be [height, width] in pixels, or [] for no crop.")
-    if not 0 <= aug.SHIFT <= 0.5:
-        raise UserError(f"INPUT.AUG.SHIFT {aug.SHIFT}: must be within 0 (off) and 0.5.")
-    for key in ("SCALE_PROB", "SHIFT_PROB", "MIN_VISIBLE"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 and 1.")
-
-
-def _check_colors(aug: CfgNode, image_format: str) -> None:
-    for key in ("COLOR", "BRIGHTNESS"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 (off) and 1.")
-    for key in ("CONTRAST", "SATURATION"):
-        if not _is_range(aug[key]) or aug[key][0] < 0:
-            raise UserError(
-                f"INPUT.AUG.{key} {list(aug[key])}: must be [lowest, highest] factor, both finite and at least 0."
-            )
-    if not 0 <= aug.COLOR_PROB <= 1:
-        raise UserError(f"INPUT.AUG.COLOR_PROB {aug.COLOR_PROB}: must be within 0 and 1.")
+def _check_channels(aug: CfgNode, image_format: str) -> None:
+    """Checks that the images have the channels that changes of colour and saturation need."""
     for key, off in (("COLOR", 0), ("SATURATION", [1.0, 1.0])):
         if aug[key] != off and image_format not in ("RGB", "BGR"):
             value = list(aug[key]) if key == "SATURATION" else aug[key]

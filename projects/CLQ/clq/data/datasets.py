@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from clq.config import check_keys
 from clq.errors import UserError
 
 _KEYS = ("name", "json", "images")
@@ -65,6 +66,18 @@ def register_coco_json(entries: Sequence[Mapping[str, str]]) -> list[dict[str, s
         register_coco_instances(name, {}, files.json, files.images)
         _registered[name] = files
     return [{"name": name, "json": files.json, "images": files.images} for name, files in wanted.items()]
+
+
+def register_declared(cfg: CfgNode) -> None:
+    """Registers the data sets of ``DATASETS.COCO_JSON`` and makes their paths absolute, in the config too.
+
+    A config that a training saves thus works in any folder.
+
+    Raises:
+        UserError: see :func:`register_coco_json`.
+    """
+    check_keys(cfg, "DATASETS.COCO_JSON")
+    cfg.DATASETS.COCO_JSON = register_coco_json(cfg.DATASETS.COCO_JSON)
 
 
 def _absolute(path: str) -> str:

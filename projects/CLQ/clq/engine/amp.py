@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch import nn
 
-from clq.errors import UserError
+from clq.config import check_keys
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -23,8 +23,7 @@ def autocast_dtype(cfg: CfgNode, group: str) -> torch.dtype | None:
         UserError: a type that does not exist.
     """
     amp = cfg[group].AMP
-    if amp.DTYPE not in ("auto", *_DTYPES):
-        raise UserError(f"{group}.AMP.DTYPE: {amp.DTYPE} is not one of auto, {', '.join(_DTYPES)}.")
+    check_keys(cfg, f"{group}.AMP")
     if not amp.ENABLED:
         return None
     if amp.DTYPE == "auto":

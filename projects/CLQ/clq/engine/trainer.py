@@ -19,6 +19,7 @@ from torch.utils import _foreach_utils
 
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
+from clq.config import check_keys
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import EMAHook
@@ -154,13 +155,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """``SOLVER.OPTIMIZER`` with Detectron2's parameter groups, gradient clipping, and :func:`learning_rate`."""
+        check_keys(cfg, "SOLVER")
         lr, s = learning_rate(cfg), cfg.SOLVER
         kinds = {
             "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
             "AdamW": (torch.optim.AdamW, {"fused": has_fused_kernels(model)}),  # one pass over the weights, not ten
         }
-        if s.OPTIMIZER not in kinds:
-            raise UserError(f"SOLVER.OPTIMIZER: {s.OPTIMIZER} is not one of {', '.join(kinds)}.")
         kind, kwargs = kinds[s.OPTIMIZER]
         params = get_default_optimizer_params(
             model,

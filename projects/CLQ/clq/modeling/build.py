@@ -180,8 +180,10 @@ def build_loss(
     c = cfg.MODEL.CLQ
     loss = _build_loss(cfg, coder, quality, score, class_loss=c.CLS.LOSS, weight_by=c.BOX.WEIGHT_BY)
     if c.ASSIGN.NAME != "task":
-        if c.BOX.WEIGHT_BY == "alignment":
-            raise UserError("MODEL.CLQ.BOX.WEIGHT_BY alignment: needs MODEL.CLQ.ASSIGN.NAME task, which measures it.")
+        if c.BOX.WEIGHT_BY == "alignment_metric":
+            raise UserError(
+                "MODEL.CLQ.BOX.WEIGHT_BY alignment_metric: needs MODEL.CLQ.ASSIGN.NAME task, which computes it."
+            )
         return loss
     if c.CLS.LOSS == "focal":
         raise UserError(
@@ -215,7 +217,7 @@ def _build_loss(
         centerness=lambda: weigh_by_centerness,
         score=lambda: weigh_by_score,
         iou=lambda: weigh_by_iou,
-        alignment=lambda: weigh_by_alignment_metric,
+        alignment_metric=lambda: weigh_by_alignment_metric,
     )
     return DetectionLoss(
         score,
@@ -247,13 +249,11 @@ def build_selector(cfg: CfgNode, coder: BoxCoder, score: ScoreRule) -> Detection
 
 
 def _choose(key: str, name: str, **makers):
-    """Makes the part that a config key names, from one maker for each name.
+    """Makes the part that a config key names, from one maker for each name that the table of keys has.
 
     Raises:
-        UserError: there is no part of that name, or it refuses its settings.
+        UserError: the part refuses its settings.
     """
-    if name not in makers:
-        raise UserError(f"MODEL.CLQ.{key}: {name} is not one of {', '.join(makers)}.")
     return _make(f"{key} {name}", makers[name])
 
 
