@@ -1,3 +1,5 @@
+"""Mistakes in keys that Detectron2 reads."""
+
 import clq
 import pytest
 from clq.engine import config_checks
@@ -10,7 +12,7 @@ def config(*opts):
     return clq.setup_cfg(None, ["MODEL.META_ARCHITECTURE", "CLQ", "MODEL.DEVICE", "cpu", *opts])
 
 
-def test_detectron2s_own_choices_pass():
+def test_valid_choices_of_detectron2_pass():
     for opts in (
         [],
         ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"],
@@ -28,8 +30,8 @@ def test_detectron2s_own_choices_pass():
         (lambda cfg, enable_category_balance=False: None, list(WEIGHTED)),
     ],
 )
-def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeypatch):
-    """0.6; main, at first with one that weighs data sets, later with one that balances classes too."""
+def test_the_known_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeypatch):
+    """Version 0.6 has none of the two. Main got the one that weights data sets before the one that balances classes."""
     if weighted is None:
         monkeypatch.delattr(config_checks.loader, "_build_weighted_sampler", raising=False)
     else:
@@ -48,7 +50,7 @@ def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeyp
     "entry, good",
     [(["a", 2.5], True), (["a", 2], True), (["b", 2.5], False), (["a", 0], False), (["a"], False), ("ab", False)],
 )
-def test_repeat_factors_are_of_training_sets(entry, good, monkeypatch):
+def test_repeat_factors_are_positive_and_name_training_sets(entry, good, monkeypatch):
     monkeypatch.setattr(config_checks.loader, "_build_weighted_sampler", lambda cfg: None, raising=False)
     cfg = config("DATASETS.TRAIN", ["a"], "DATASETS.TRAIN_REPEAT_FACTOR", [entry])
     if good:
@@ -59,7 +61,7 @@ def test_repeat_factors_are_of_training_sets(entry, good, monkeypatch):
 
 
 @pytest.mark.parametrize("ratio, good", [(0.5, True), (1.0, True), (0.0, False), (1.5, False)])
-def test_a_subset_is_a_part(ratio, good):
+def test_the_ratio_of_a_subset_is_above_0_and_at_most_1(ratio, good):
     cfg = config("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler", "DATALOADER.RANDOM_SUBSET_RATIO", ratio)
     if good:
         config_checks.check_training(cfg)
@@ -72,8 +74,8 @@ def test_a_subset_is_a_part(ratio, good):
     "batch, processes, reference, good",
     [(4, 1, 0, True), (4, 2, 0, True), (5, 2, 0, False), (0, 1, 0, False), (6, 1, 3, True), (8, 1, 3, False)],
 )
-def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch):
-    """Over the processes there are, or those that the config was written for and is rescaled from."""
+def test_the_processes_share_a_batch_evenly(batch, processes, reference, good, monkeypatch):
+    """The number of processes is the actual one, or the one that the config was written for and is rescaled from."""
     monkeypatch.setattr(config_checks.comm, "get_world_size", lambda: processes)
     cfg = config("SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_WORLD_SIZE", reference)
     if good:
@@ -84,31 +86,35 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "opts, processes, said",
+    "opts, processes, message",
     [
         (["SOLVER.ACCUMULATE", 4], 1, None),
         (["SOLVER.ACCUMULATE", 4], 2, None),
         (["SOLVER.ACCUMULATE", 4], 4, "SOLVER.ACCUMULATE 4: .* divide the 2 images that each process"),
         (["SOLVER.ACCUMULATE", 3], 1, "SOLVER.ACCUMULATE 3: .* divide the 8 images"),
         (["SOLVER.ACCUMULATE", 0], 1, "SOLVER.ACCUMULATE 0: must be at least 1"),
-        (["SOLVER.ACCUMULATE", 2, "MODEL.META_ARCHITECTURE", "RetinaNet"], 1, "ACCUMULATE 2: RetinaNet .*set it to 1"),
+        (
+            ["SOLVER.ACCUMULATE", 2, "MODEL.META_ARCHITECTURE", "RetinaNet"],
+            1,
+            "ACCUMULATE 2: RetinaNet .*set it to 1",
+        ),
         (["SOLVER.EMA.ENABLED", True], 1, None),
         (["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 1.0], 1, r"SOLVER\.EMA\.DECAY 1\.0: .* below 1"),
     ],
 )
-def test_parts_and_averages(opts, processes, said, monkeypatch):
+def test_accumulation_and_moving_average_are_in_range(opts, processes, message, monkeypatch):
     monkeypatch.setattr(config_checks.comm, "get_world_size", lambda: processes)
     cfg = config("SOLVER.IMS_PER_BATCH", 8, *opts)
-    if said is None:
+    if message is None:
         config_checks.check_training(cfg)
     else:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             config_checks.check_training(cfg)
 
 
-def test_folders(tmp_path):
+def test_a_folder_is_created_or_refused(tmp_path):
     config_checks.make_folder("--output", str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be made .File exists.; choose another"):
+    with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be created .File exists.; choose another"):
         config_checks.make_folder("--output", str(tmp_path / "file"))
