@@ -35,9 +35,10 @@ demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, eval
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest tests
 
-lint: .venv/installed  ## check style and formatting
+lint: .venv/installed  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
 	@$(BIN)/python tools/config_reference.py

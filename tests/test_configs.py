@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from clq.checkpoint.checkpointer import torchvision_to_detectron2
+from clq.checkpoint.torchvision_weights import torchvision_to_detectron2
 from detectron2.modeling import build_backbone, build_model
 
 ROOT = Path(__file__).parents[1] / "configs"

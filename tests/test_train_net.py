@@ -48,7 +48,7 @@ def test_the_log_counts_the_objects_of_each_class(tiny, trained):
 
 def test_learning_rate_is_scaled_to_the_batch_and_logged(trained):
     # The config: BASE_LR 0.004 for 8 images, 4 in a batch.
-    assert "Learning rate 0.002 = SOLVER.BASE_LR 0.004 x 4 images a batch / 8" in (trained / "log.txt").read_text()
+    assert "Learning rate 0.002 = SOLVER.BASE_LR 0.004 x 4 images per batch / 8" in (trained / "log.txt").read_text()
     assert {group["initial_lr"] for group in optimizer(trained)["param_groups"]} == {0.002}
 
 
@@ -139,14 +139,14 @@ def test_resume_with_another_optimizer(tiny, trained, tmp_path, run, capsys):
         shutil.copy(trained / name, tmp_path)
     argv = ["--config-file", tiny, "--resume", *SHORT, "OUTPUT_DIR", tmp_path, "SOLVER.OPTIMIZER"]
     assert run("train_net.py", *argv, "SGD") == 2
-    assert "SOLVER.OPTIMIZER SGD: the checkpoint to resume is of a training with another" in capsys.readouterr().err
+    assert "SOLVER.OPTIMIZER SGD: the checkpoint to resume was trained with another one" in capsys.readouterr().err
     assert run("train_net.py", *argv, "AdamW", "SOLVER.WEIGHT_DECAY_BIAS", 0.5) == 2
-    assert "other groups of parameters; set SOLVER.WEIGHT_DECAY_NORM" in capsys.readouterr().err
+    assert "other parameter groups; set SOLVER.WEIGHT_DECAY_NORM" in capsys.readouterr().err
     state = checkpoint(tmp_path)
     del state["trainer"]["_trainer"]
     torch.save(state, tmp_path / "model_final.pth")
     assert run("train_net.py", *argv, "AdamW") == 2
-    assert "has no optimizer's state" in capsys.readouterr().err
+    assert "has no optimizer state" in capsys.readouterr().err
 
 
 def test_resume_says_which_learning_rate_goes_on(tiny, trained, tmp_path, run):
@@ -154,7 +154,7 @@ def test_resume_says_which_learning_rate_goes_on(tiny, trained, tmp_path, run):
         shutil.copy(trained / name, tmp_path)
     opts = ["DATASETS.TEST", "[]", "SOLVER.BASE_LR", 0.008, "SOLVER.MAX_ITER", 41, "OUTPUT_DIR", tmp_path]
     assert run("train_net.py", "--config-file", tiny, "--resume", *opts) == 0
-    assert "Learning rate 0.004 is not used: the training resumed goes on with its own, 0.002" in (
+    assert "Learning rate 0.004 is not used: the resumed training continues with its own, 0.002" in (
         (tmp_path / "log.txt").read_text()
     )
     assert {group["initial_lr"] for group in optimizer(tmp_path)["param_groups"]} == {0.002}
@@ -223,7 +223,7 @@ MISTAKES = {
     "rate": (["SOLVER.BASE_LR", -1.0], ["SOLVER.BASE_LR", "refuses"]),
     "flip": (["INPUT.RANDOM_FLIP", "both"], ["RANDOM_FLIP", "refuses"]),
     "format": (["INPUT.FORMAT", "rgb"], ["INPUT.FORMAT rgb", "RGB, BGR"]),
-    "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "of boxes alone"]),
+    "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "only box detectors"]),
     "detections": (["TEST.DETECTIONS_PER_IMAGE", -1], ["TEST.DETECTIONS_PER_IMAGE -1", "at least 1"]),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["SOLVER.LR_SCHEDULER_NAME Cosine", "WarmupCosineLR"]),
     "sampler": (["DATALOADER.SAMPLER_TRAIN", "Random"], ["DATALOADER.SAMPLER_TRAIN Random", "TrainingSampler"]),
@@ -251,7 +251,7 @@ def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path,
 
 def test_several_machines_without_gpus(tiny, run, capsys):
     assert run("train_net.py", "--config-file", tiny, "--num-machines", 2, "--num-gpus", 0) == 2
-    assert "--num-machines 2: takes --num-gpus of at least 1" in capsys.readouterr().err
+    assert "--num-machines 2: needs --num-gpus of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", [("--num-gpus", 2), ("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:1")])

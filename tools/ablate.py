@@ -32,18 +32,10 @@ from clq.data.images import read_image
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
-from clq.experiments.ablation import (
-    Run,
-    Variant,
-    differences,
-    loss_curves,
-    markdown_table,
-    metric_cells,
-    parse_variant,
-    train_all,
-)
+from clq.experiments.ablation import differences, markdown_table, metric_cells, parse_study_variant
+from clq.experiments.runs import Run, loss_curves, train_all
 from clq.inference.predictor import Predictor
-from clq.utils.cli import count, positive, run_cli
+from clq.utils.cli import Variant, count, positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -172,7 +164,7 @@ def report(runs, configs, args) -> None:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    variants = [parse_variant(text) for text in args.variants]
+    variants = [parse_study_variant(text) for text in args.variants]
     runs = make_runs(variants, args)
     study = clq.setup_cfg(args.config_file, args.opts).MODEL.META_ARCHITECTURE
     if study != "CLQ":  # its pyramid would be used for every variant

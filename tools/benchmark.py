@@ -25,10 +25,11 @@ from pathlib import Path
 
 import clq
 import torch
-from clq.benchmark.cases import DTYPES, Conditions, find_device, parse_rows
+from clq.benchmark.conditions import DTYPES, Conditions, find_device, parse_variants
 from clq.benchmark.dataloader import images_per_second, seconds_by_step
-from clq.benchmark.models import format_table, measure
+from clq.benchmark.models import measure
 from clq.benchmark.synthetic import random_boxes, random_image
+from clq.benchmark.table import format_table
 from clq.data.checks import check_datasets
 from clq.engine.config_checks import make_folder
 from clq.modeling.assign.atss import match_atss
@@ -149,10 +150,16 @@ def benchmark_step(args) -> None:
 
 
 def benchmark_models(args) -> None:
-    variants = parse_rows(args.variants, args.opts, args.as_built)
+    variants = parse_variants(args.variants, opts=args.opts, as_built=args.as_built)
     if args.json:
         make_folder("--json", os.path.dirname(args.json) or ".")
-    conditions = Conditions(tuple(args.size), args.batch, find_device(args.device), args.dtype, args.train)
+    conditions = Conditions(
+        size=tuple(args.size),
+        batch=args.batch,
+        device=find_device(args.device),
+        dtype=args.dtype,
+        train=args.train,
+    )
     machine, results = measure(variants, conditions, args.repeats)
     print(format_table(machine, results))
     if args.json:

@@ -1,10 +1,10 @@
-"""Exit status and error messages of command lines, and their argument types."""
+"""Exit status and error messages of command lines, their argument types, and variants."""
 
 import argparse
 
 import pytest
 from clq.errors import UserError
-from clq.utils.cli import count, positive, run_cli
+from clq.utils.cli import Variant, count, parse_variant, positive, run_cli
 
 
 def status_of(main):
@@ -44,3 +44,28 @@ def test_counts_have_a_lower_limit():
     for parse, text in ((positive, "0"), (positive, "-1"), (count, "-1")):
         with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("configs/ATSS/x.yaml", Variant("x", "configs/ATSS/x.yaml", ())),
+        ("MODEL.CLQ.TOPK 5", Variant("MODEL.CLQ.TOPK 5", None, ("MODEL.CLQ.TOPK", "5"))),
+        ("a b=x.yaml K 'c d'", Variant("a b", "x.yaml", ("K", "c d"))),
+        ("B.yaml, alone=MODEL.CLQ.TOPK 5", Variant("B.yaml, alone", None, ("MODEL.CLQ.TOPK", "5"))),
+        # The equals sign of a value ends no name.
+        ("x.yaml MODEL.WEIGHTS /a=b.pth", Variant("x", "x.yaml", ("MODEL.WEIGHTS", "/a=b.pth"))),
+        ("MODEL.WEIGHTS /a=b.pth", Variant("MODEL.WEIGHTS /a=b.pth", None, ("MODEL.WEIGHTS", "/a=b.pth"))),
+        ("ours=x.yaml MODEL.WEIGHTS /a=b.pth", Variant("ours", "x.yaml", ("MODEL.WEIGHTS", "/a=b.pth"))),
+    ],
+)
+def test_a_variant_is_a_name_a_config_and_overrides(text, expected):
+    assert parse_variant(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text, message", [("x=", r"'x=': write \[NAME=\]CONFIG\.yaml"), ("x.yaml A 'b", "No closing quotation; close the")]
+)
+def test_a_variant_that_cannot_be_parsed_is_refused(text, message):
+    with pytest.raises(UserError, match=rf"^--variants .*{message}"):
+        parse_variant(text)

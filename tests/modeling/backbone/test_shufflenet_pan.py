@@ -2,7 +2,7 @@ import clq
 import pytest
 import torch
 import torchvision
-from clq.checkpoint.checkpointer import torchvision_to_detectron2
+from clq.checkpoint.torchvision_weights import torchvision_to_detectron2
 from clq.errors import UserError
 from clq.modeling.backbone.shufflenet_pan import SHUFFLENETS, LitePAN, ShuffleNetV2
 from detectron2.layers import ShapeSpec

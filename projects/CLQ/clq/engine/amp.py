@@ -1,6 +1,7 @@
-"""Mixed precision as the config asks for it: of training, ``SOLVER.AMP``, and of evaluation and demo, ``TEST.AMP``."""
+"""Mixed precision: in training after ``SOLVER.AMP``, in evaluation and demo after ``TEST.AMP``."""
 
 import time
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
@@ -13,14 +14,15 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast_dtype(cfg: CfgNode, group: str) -> torch.dtype | None:
-    """The type that convolutions and matrix products run in; None: float32, without autocast.
+    """Returns the dtype in which convolutions and matrix products run, or None for float32 without autocast.
 
     Args:
-        cfg: of a training or a trained model.
-        group: ``SOLVER`` or ``TEST``, whose ``AMP`` counts. Its ``auto`` is fp16 on a GPU, bf16 elsewhere.
+        cfg: config of the model.
+        group: group of keys whose ``AMP`` is read, ``SOLVER`` or ``TEST``. The dtype ``auto`` stands for fp16 on a GPU
+            and for bf16 on other devices.
 
     Raises:
-        UserError: a type that does not exist.
+        UserError: the dtype is unknown.
     """
     amp = cfg[group].AMP
     check_keys(cfg, f"{group}.AMP")
@@ -32,39 +34,53 @@ def autocast_dtype(cfg: CfgNode, group: str) -> torch.dtype | None:
 
 
 def inference_autocast(cfg: CfgNode) -> torch.autocast:
-    """A context in which a model detects in the types of ``TEST.AMP``.
+    """Returns a context in which a model runs in the precision of ``TEST.AMP``.
 
     Raises:
-        UserError: see :func:`autocast_dtype`.
+        UserError: the dtype is unknown.
     """
     dtype = autocast_dtype(cfg, "TEST")
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype, enabled=dtype is not None)
 
 
-def build_step(cfg: CfgNode, model: nn.Module, loader, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
-    """The training step: single precision, or autocast as ``SOLVER.AMP`` says."""
+def build_step(cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
+    """Returns Detectron2's inner trainer, with autocast if ``SOLVER.AMP`` enables it.
+
+    Raises:
+        UserError: the dtype is unknown.
+    """
     dtype = autocast_dtype(cfg, "SOLVER")
     if dtype is None:
         return SimpleTrainer(model, loader, optimizer)
-    return AutocastTrainer(model, loader, optimizer, torch.device(cfg.MODEL.DEVICE).type, dtype)
+    return AutocastTrainer(model, loader, optimizer, device=torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)
 
 
 class AutocastTrainer(SimpleTrainer):
-    """Detectron2's AMPTrainer for any device and dtype; float16 with loss scaling.
+    """A counterpart of Detectron2's AMPTrainer for any device and dtype. With float16 it scales the loss.
 
     Args:
-        model, data_loader, optimizer: as in :class:`SimpleTrainer`.
-        device: type of the model's device.
-        dtype: of the autocast region.
+        model: model to train, see :class:`SimpleTrainer`.
+        data_loader: iterable of batches, see :class:`SimpleTrainer`.
+        optimizer: optimizer of the model, see :class:`SimpleTrainer`.
+        device: type of the model's device, such as ``cuda``.
+        dtype: dtype of autocast.
     """
 
-    def __init__(self, model: nn.Module, data_loader, optimizer, device: str, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: str,
+        dtype: torch.dtype,
+    ):
         super().__init__(model, data_loader, optimizer)
         self.device, self.dtype = device, dtype
         self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     def run_step(self) -> None:
-        """One step; gradients are unscaled before the optimizer clips them."""
+        """Runs one step; gradients are unscaled before the optimizer clips them."""
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -79,9 +95,11 @@ class AutocastTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
     def state_dict(self) -> dict:
+        """The state of the optimizer and of the loss scaling."""
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores :meth:`state_dict`, or the state of a trainer without loss scaling."""
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # a training without loss scaling has none to hand on
+        if state_dict.get("grad_scaler"):  # empty or absent after a training without loss scaling
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

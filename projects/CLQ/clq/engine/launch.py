@@ -1,6 +1,7 @@
-"""Starting a script in as many processes as it asks for."""
+"""Starts a script in the number of processes that its command line asks for."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -10,22 +11,23 @@ from torch.multiprocessing import ProcessExitedException
 from clq.utils.cli import run_cli
 
 
-def launch_cli(main: Callable, args) -> None:
-    """:func:`~clq.utils.cli.run_cli` in as many processes as Detectron2's ``--num-gpus``, ``--num-machines`` ask for.
+def launch_cli(main: Callable[[Namespace], object], args: Namespace) -> None:
+    """Runs a script in one process per GPU, see :func:`~clq.utils.cli.run_cli`, and exits.
 
     Args:
-        main: called as ``main(args)`` in each process.
-        args: of :func:`detectron2.engine.default_argument_parser`.
+        main: function that each process calls as ``main(args)``.
+        args: parsed command line, see :func:`detectron2.engine.default_argument_parser`; its ``num_gpus`` and
+            ``num_machines`` say how many processes run.
     """
     found = torch.cuda.device_count()
-    if args.num_machines > 1 and args.num_gpus < 1:  # Detectron2 would train on each of them alone
-        print(f"{sys.argv[0]}: --num-machines {args.num_machines}: takes --num-gpus of at least 1.", file=sys.stderr)
+    if args.num_machines > 1 and args.num_gpus < 1:  # Detectron2 would train separately on each machine
+        print(f"{sys.argv[0]}: --num-machines {args.num_machines}: needs --num-gpus of at least 1.", file=sys.stderr)
         sys.exit(2)
-    if args.num_gpus > found and args.num_gpus * args.num_machines > 1:  # one process may do without
+    if args.num_gpus > found and args.num_gpus * args.num_machines > 1:  # a single process can run on the CPU
         asked = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}"
         print(f"{sys.argv[0]}: {asked}: this machine has {found} GPU(s); ask for fewer.", file=sys.stderr)
         sys.exit(2)
     try:
         launch(run_cli, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
-    except ProcessExitedException as e:  # a process has said why already
+    except ProcessExitedException as e:  # the process has already reported the reason
         sys.exit(e.exit_code)
