@@ -25,7 +25,7 @@ help:  ## list these targets
 
 demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, evaluate it and draw its detections
 	@$(BIN)/python -m clq.data.sample --output datasets/sample
-	@$(BIN)/python train_net.py --config-file $(SAMPLE) OUTPUT_DIR $(OUT)
+	@$(BIN)/python train_net.py --config-file $(SAMPLE) --resume OUTPUT_DIR $(OUT)
 	@$(BIN)/python tools/plot_detections.py --config-file $(SAMPLE) --output $(OUT)/pictures \
 		MODEL.WEIGHTS $(OUT)/model_final.pth > $(OUT)/pictures.log 2>&1 || { cat $(OUT)/pictures.log; exit 1; }
 	@echo 'pictures    $(OUT)/pictures'

@@ -8,6 +8,7 @@ train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 
 import clq
 from clq.checkpoint.checkpointer import Checkpointer
+from clq.checkpoint.folder import refuse_overwriting
 from clq.data.checks import check_datasets
 from clq.data.datasets import fill_num_classes
 from clq.engine.config_checks import check_model, check_training, make_folder
@@ -27,6 +28,8 @@ def setup(args):
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
+        if not args.resume:
+            refuse_overwriting(cfg.OUTPUT_DIR)
     make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup covers Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
@@ -41,7 +44,8 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR, strict=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             Trainer.test_with_TTA(cfg, model)

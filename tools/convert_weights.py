@@ -22,9 +22,9 @@ import argparse
 import os
 import shlex
 
-import torch
 from clq.checkpoint.mmdet import convert_checkpoint
 from clq.checkpoint.nanodet import convert_nanodet_checkpoint
+from clq.checkpoint.storage import SAFETENSORS, save_safetensors, save_torch
 from clq.errors import UserError
 from clq.utils.cli import run_cli
 
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=list(SOURCES), help="code base that the weights come from")
     parser.add_argument("input", help="checkpoint to read")
-    parser.add_argument("output", help="file to write; must not exist")
+    parser.add_argument("output", help="file to write, .pth or .safetensors; must not exist")
     return parser.parse_args(argv)
 
 
@@ -44,10 +44,10 @@ def main(argv=None):
     if os.path.exists(args.output):
         raise UserError(f"{args.output}: exists already; choose another name.")
     weights, configs, keys = SOURCES[args.source](args.input)
-    try:
-        torch.save({"model": weights}, args.output)
-    except (OSError, RuntimeError) as e:  # torch raises RuntimeError for a missing folder
-        raise UserError(f"{args.output}: cannot be written ({' '.join(str(e).split())}); choose another.") from e
+    if args.output.endswith(SAFETENSORS):
+        save_safetensors(weights, args.output)
+    else:
+        save_torch({"model": weights}, args.output)
     classes = next(len(value) for name, value in weights.items() if name.endswith("cls_logits.bias"))
     print(f"{args.output}: {len(weights)} weights, {classes} classes")
     if len(configs) > 1:

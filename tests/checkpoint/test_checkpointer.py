@@ -156,7 +156,7 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path, trained):
 
 def test_resuming_from_a_deleted_checkpoint_is_refused(tmp_path, trained):
     (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
-    with pytest.raises(UserError, match=r"model_0000099\.pth: no such file"):
+    with pytest.raises(UserError, match=r"has no checkpoint to resume from \(model_0000099\.pth does not exist\)"):
         Checkpointer(trained, str(tmp_path)).resume_or_load("", resume=True)
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +12,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from clq.checkpoint.backbone_names import BOTTOM_UP, TYPICAL_KEYS
+from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
+from clq.checkpoint.storage import DamagedFile, read_weights, save_torch
 from clq.checkpoint.torchvision_weights import TORCHVISION, torchvision_file, torchvision_to_detectron2
 from clq.errors import UserError
+from clq.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +55,52 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: folder for the checkpoints to save.
         strict: whether weights must be those of exactly this model, as in evaluation and inference. Resuming is always
             strict.
+        max_gib: upper bound on the size of a checkpoint's content, in GiB.
         **kwargs: ``save_to_disk`` and the checkpointables, see :class:`DetectionCheckpointer`.
     """
 
-    def __init__(self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
+    def __init__(
+        self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = False, max_gib: float = 16.0, **kwargs
+    ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.max_gib = max_gib
         self._source = ""  # the path or URL that is being loaded, as the user wrote it
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves model and checkpointables to ``name.pth``, which appears when it is whole, and names it as the last.
+
+        The best checkpoint is not named as the last one, because a training should not be resumed from it.
+
+        Args:
+            name: name of the file without its ending.
+            **kwargs: other data to save.
+
+        Raises:
+            UserError: the file cannot be written. The earlier checkpoints stay as they are.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: x.state_dict() for key, x in self.checkpointables.items()})
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        save_torch({**data, **kwargs}, path)
+        if name != BEST:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Writes the name of the last checkpoint to the folder, all at once."""
+        with write_atomically(os.path.join(self.save_dir, LAST), "w") as f:
+            f.write(last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether the folder has a checkpoint to resume; see :func:`~clq.checkpoint.folder.checkpoint_to_resume`."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume, or an empty text; see :func:`~clq.checkpoint.folder.checkpoint_to_resume`."""
+        return checkpoint_to_resume(self.save_dir) or ""
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
         """Loads weights into the model.
@@ -135,16 +176,15 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def _read(self, filename: str) -> object:
-        """Reads the content of a file without executing anything in a torch file."""
+        """Reads the content of a file; nothing in it executes."""
         try:
-            if filename.endswith((".pkl", ".pyth")):  # formats of Detectron2's model zoo and of pycls
-                return super()._load_file(filename)
-            # With weights_only, nothing in the file executes; it is not the default of all versions of torch.
-            return torch.load(filename, map_location="cpu", weights_only=True)
-        except Exception as e:  # reading a file that is not a checkpoint can raise any exception
-            is_torch_file = zipfile.is_zipfile(filename)
-            cause = "holds Python objects besides weights" if is_torch_file else "is damaged or not a checkpoint"
-            raise UserError(f"{self._source}: {cause}; give a state_dict saved by torch.save as MODEL.WEIGHTS.") from e
+            content = read_weights(filename, self._source, self.max_gib)
+        except DamagedFile as e:
+            raise UserError(
+                f"{self._source}: is damaged or not a checkpoint ({e}); give a state_dict saved by torch.save as "
+                "MODEL.WEIGHTS."
+            ) from e
+        return _of_other_project(content, filename) if isinstance(content, dict) else content
 
     def _load_model(self, checkpoint: dict):
         """Loads the weights and checks what did not fit."""
@@ -216,6 +256,17 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or SHUFFLENET.NAME, "
                 "and MODEL.WEIGHTS agree."
             )
+
+
+def _of_other_project(content: dict[str, Any], filename: str) -> dict[str, Any]:
+    """Content of a file in the formats of Caffe2 (``.pkl``) and pycls (``.pyth``) as Detectron2 has it."""
+    if filename.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
+        weights = {k: v for k, v in content.get("blobs", content).items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    if filename.endswith(".pyth") and "model_state" in content:
+        weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    return content
 
 
 def _is_backbone(weights: object) -> bool:

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ _ALLOWED = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
+
+
+# What Python's zipfile raises for a damaged file.
+_ZIP_ERRORS = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error
 
 
 class DamagedFile(Exception):
@@ -110,6 +115,23 @@ def read_weights(path: str, source: str, max_gib: float = 16.0) -> Any:
         raise UserError(f"{source}: cannot be read ({e.strerror or e}); give another file as MODEL.WEIGHTS.") from e
 
 
+def check_file(path: str) -> None:
+    """Verifies the checksums of a checkpoint that :func:`save_torch` wrote, without loading it.
+
+    Raises:
+        DamagedFile: the file is cut off or has a changed byte.
+    """
+    if not zipfile.is_zipfile(path):
+        raise DamagedFile("its end is missing, or it is no checkpoint")
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except _ZIP_ERRORS as e:
+        raise DamagedFile(_reason(e)) from e
+    if damaged is not None:
+        raise DamagedFile(f"the checksum of its record {damaged} is wrong")
+
+
 def _check_size(source: str, size: int, max_gib: float) -> None:
     if size > max_gib * _GIB:
         raise UserError(
@@ -122,12 +144,11 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as file:
-                _check_size(source, sum(record.file_size for record in file.infolist()), max_gib)
-                damaged = file.testzip()
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as e:
-            raise DamagedFile(" ".join(str(e).split())) from e
-        if damaged is not None:
-            raise DamagedFile(f"the checksum of its record {damaged} is wrong")
+                content = sum(record.file_size for record in file.infolist())
+        except _ZIP_ERRORS as e:
+            raise DamagedFile(_reason(e)) from e
+        _check_size(source, content, max_gib)
+        check_file(path)
     elif _starts_like_a_zip(path):
         raise DamagedFile("its end is missing")
     try:

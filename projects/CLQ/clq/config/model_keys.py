@@ -31,6 +31,12 @@ BACKBONE_KEYS = (
 
 DETECTOR_KEYS = (
     Key(
+        "MODEL.MAX_WEIGHTS_GIB",
+        16.0,
+        "The upper bound on the size of the content of MODEL.WEIGHTS in GiB, checked before it is read.",
+        Number(above=0),
+    ),
+    Key(
         "MODEL.CLQ.NUM_CLASSES",
         -1,
         "The number of classes, K. With -1 it is the number of classes of the first training set.",

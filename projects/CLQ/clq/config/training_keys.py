@@ -42,6 +42,19 @@ DATA_KEYS = (
 
 SOLVER_KEYS = (
     Key(
+        "SOLVER.CHECKPOINTS_KEPT",
+        5,
+        "The number of newest periodic checkpoints that a training keeps; older ones are deleted. The final checkpoint "
+        "and the best one stay. With 0 all are kept.",
+        Number(minimum=0),
+    ),
+    Key(
+        "SOLVER.SAVE_SAFETENSORS",
+        True,
+        "Whether a training ends by writing model_final.safetensors: the weights alone, in a format that holds nothing "
+        "else.",
+    ),
+    Key(
         "SOLVER.OPTIMIZER",
         "SGD",
         "The optimizer.",

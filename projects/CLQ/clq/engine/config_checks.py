@@ -32,6 +32,7 @@ def check_model(cfg: CfgNode) -> None:
     Raises:
         UserError: the first key that is at fault.
     """
+    check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB")
     backbone = cfg.MODEL.BACKBONE.NAME
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _one_of("MODEL.BACKBONE.NAME", backbone, [name for name, _ in BACKBONE_REGISTRY])

@@ -3,13 +3,16 @@
 import logging
 import os
 
-import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from clq.checkpoint.checkpointer import Checkpointer
+from clq.checkpoint.folder import BEST, FINAL, checkpoints
+from clq.checkpoint.storage import save_safetensors, save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +69,7 @@ class EMAHook(HookBase):
     def after_train(self) -> None:
         """Writes the average of a training that was not ended by an error."""
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            with PathManager.open(os.path.join(self.folder, "model_final_ema.pth"), "wb") as f:
-                torch.save({"model": self.model.state_dict()}, f)
+            save_torch({"model": self.model.state_dict()}, os.path.join(self.folder, "model_final_ema.pth"))
 
     def state_dict(self) -> dict:
         """The average and its number of steps."""
@@ -76,3 +78,62 @@ class EMAHook(HookBase):
     def load_state_dict(self, state_dict: dict) -> None:
         """Continues a saved average."""
         self._average.load_state_dict(state_dict)
+
+
+class NewestCheckpoints(PeriodicCheckpointer):
+    """Saves a checkpoint every ``period`` steps and at the end, and keeps the newest ones.
+
+    Args:
+        checkpointer: checkpointer of the training.
+        period: number of steps from one checkpoint to the next.
+        kept: number of checkpoints to keep besides the final and the best one; 0 for all.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, kept: int):
+        super().__init__(checkpointer, period, max_to_keep=kept or None)
+
+    def before_train(self) -> None:
+        """Counts the checkpoints of a training that is resumed among those to keep."""
+        super().before_train()
+        folder = self.checkpointer.save_dir
+        names = [name for name in reversed(checkpoints(folder)) if name != f"{FINAL}.pth"]
+        self.recent_checkpoints = [os.path.join(folder, name) for name in names]
+
+
+class BestCheckpoint(BestCheckpointer):
+    """Saves ``model_best.pth`` after each evaluation that is better than all before, also those before a resume.
+
+    Args:
+        period: number of steps from one evaluation to the next.
+        checkpointer: checkpointer of the training.
+        metric: name of the metric.
+    """
+
+    def __init__(self, period: int, checkpointer: Checkpointer, metric: str = "bbox/AP"):
+        super().__init__(period, checkpointer, metric, file_prefix=BEST)
+
+    def state_dict(self) -> dict:
+        """The best value so far and its iteration."""
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continues with a saved best value."""
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class FinalSafetensors(HookBase):
+    """Writes the weights of a training that comes to its end to ``model_final.safetensors``.
+
+    Args:
+        model: model that is trained, in DistributedDataParallel or not.
+        folder: folder of the file.
+    """
+
+    def __init__(self, model: nn.Module, folder: str):
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.folder = folder
+
+    def after_train(self) -> None:
+        """Writes the file, unless the training was ended by an error."""
+        if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
+            save_safetensors(self._model.state_dict(), os.path.join(self.folder, f"{FINAL}.safetensors"))

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -23,7 +23,7 @@ from clq.checkpoint.checkpointer import Checkpointer
 from clq.config import check_keys
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import EMAHook
+from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, NewestCheckpoints
 from clq.errors import UserError, blamed_on
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
@@ -56,7 +56,9 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step(cfg, model, loader, optimizer)
         with blamed_on("SOLVER.STEPS, MAX_ITER, GAMMA and WARMUP_*"):
             self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -73,14 +75,24 @@ class Trainer(DefaultTrainer):
         return scaled
 
     def build_hooks(self) -> list[HookBase]:
-        """Returns Detectron2's hooks and those of ``SOLVER.EMA`` and ``TEST.AUG``.
+        """Returns Detectron2's hooks and those of this project.
 
+        Checkpoints are kept as ``SOLVER.CHECKPOINTS_KEPT`` says, and evaluations in between save the best one.
         With ``SOLVER.EMA``, every evaluation also evaluates the moving average of the weights. Its results are called
         ``EMA/bbox/AP`` and so on, and its detections are written to the folder ``ema/inference``. With ``TEST.AUG``,
         the training ends with an evaluation with test-time augmentation.
         """
         hooks, cfg = super().build_hooks(), self.cfg.clone()
+        for i, hook in enumerate(hooks):
+            if isinstance(hook, PeriodicCheckpointer):  # on the main process only
+                hooks[i] = NewestCheckpoints(
+                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
+                )
         evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        if cfg.SOLVER.SAVE_SAFETENSORS:
+            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR))
+        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
+            hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
         if cfg.TEST.AUG.ENABLED:
             hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             hooks.insert(evaluation + 1, hook)  # before the writers

@@ -54,7 +54,7 @@ class Predictor:
         cfg.defrost()
         fill_num_classes(cfg)
         model = build_model(cfg).eval()
-        Checkpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(model, strict=True, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB).load(cfg.MODEL.WEIGHTS)
         self.model = optimize_for_inference(model)
         self.autocast = inference_autocast(cfg)
         self.input_format = cfg.INPUT.FORMAT
