@@ -180,7 +180,8 @@ def test_weights_of_other_classes_start_a_training_with_a_new_class_layer(tiny, 
     opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 1, *SHORT]
     assert run("train_net.py", "--config-file", tiny, *opts) == 0
     assert (
-        "trained for 3 classes, but this model has 2: the class layer starts anew" in (tmp_path / "log.txt").read_text()
+        "trained for 3 classes, but this model has 2; the class layer is initialized again"
+        in (tmp_path / "log.txt").read_text()
     )
 
 

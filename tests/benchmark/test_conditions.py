@@ -30,7 +30,7 @@ def test_models_run_in_the_dtype_of_the_conditions(dtype, expected):
         (["--rows", "gone.yaml"], "gone.yaml: no such config file"),
         (["--variants", "a=x.yaml", "a=y.yaml"], "two variants are called a; give each a different NAME="),
         (["--as-built", "FCOS"], "--as-built FCOS: no variant has that name; use one of tiny"),
-        (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "this project supports detectors of boxes alone"),
+        (["--opts", "MODEL.META_ARCHITECTURE", "PanopticFPN"], "this project supports only box detectors"),
         (
             ["--opts", "TEST.AMP.ENABLED", "True"],
             "tiny: TEST.AMP.ENABLED has no effect here; set it to False",

@@ -39,12 +39,12 @@ def check_model(cfg: CfgNode) -> None:
     _one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, _FORMATS)
     if cfg.MODEL.META_ARCHITECTURE in _SEGMENTATION_ONLY:
         raise UserError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: this project supports detectors of boxes alone; "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: this project supports only box detectors; "
             "choose another."
         )
     for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
         if cfg.MODEL[key] and (key, cfg.MODEL.META_ARCHITECTURE) != ("MASK_ON", "GeneralizedRCNN"):
-            raise UserError(f"MODEL.{key} True: this project supports detectors of boxes alone; set it to False.")
+            raise UserError(f"MODEL.{key} True: this project supports only box detectors; set it to False.")
     if "resnet" in backbone:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
     check_augmentation(cfg)
