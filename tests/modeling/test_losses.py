@@ -2,11 +2,19 @@ import math
 
 import pytest
 import torch
-from clq.modeling.losses import distribution_focal_loss, focal_loss, giou_loss, quality_focal_loss, varifocal_loss
+from clq.modeling.losses import (
+    centerness,
+    distribution_focal_loss,
+    focal_loss,
+    giou_loss,
+    matched_iou,
+    quality_focal_loss,
+    varifocal_loss,
+)
 from clq.modeling.scoring import joint_score
 from clq.modeling.structures import LogScore
 from fvcore.nn import sigmoid_focal_loss
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 LN2 = math.log(2)
 
@@ -144,3 +152,33 @@ def test_giou_loss_of_boxes_without_area_and_in_short_types():
     assert loss.isfinite().all()
     assert boxes.grad.isfinite().all()
     assert giou_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+def test_matched_iou_is_the_diagonal_of_all_ious():
+    torch.manual_seed(0)
+    corner, size = torch.rand(2, 40, 2) * 50, torch.rand(2, 40, 2) * 50 + 1
+    a, b = torch.cat((corner, corner + size), -1)
+    torch.testing.assert_close(matched_iou(a, b), box_iou(a, b).diagonal())
+    assert not matched_iou(a.requires_grad_(), b).requires_grad
+    assert matched_iou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (5, 10, 1.0),
+        (2, 10, 0.5),  # l = 2, r = 8
+        (8, 10, 0.5),
+        (2, 4, 0.25),  # and t = 4, b = 16
+        (5, 19.8, (0.2 / 19.8) ** 0.5),
+        (0, 10, 0.0),  # on the border
+        (-2, 10, 0.0),  # outside, as an assigner other than ATSS may match it
+        (-2, 25, 0.0),  # outside in both directions, whose ratios have a positive product
+    ],
+)
+def test_centerness_by_hand(x, y, expected):
+    """The ground truth is 10 wide and 20 high. The anchor's centre counts and not its size."""
+    for half in (2.0, 32.0):
+        anchor = torch.tensor([[x - half, y - half, x + half, y + half]])
+        found = centerness(anchor, torch.tensor([[0.0, 0, 10, 20]]))
+        torch.testing.assert_close(found, torch.tensor([expected]))
