@@ -57,7 +57,7 @@ def test_a_tood_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
     weights, coder = tood_head(), LinearDistanceCoder()
     wide = DEPTH * WIDTH
-    parts = {"quality": ProbabilityMapBranch(coder, wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
+    parts = {"quality": ProbabilityMapBranch(wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
     head = make_head(coder, interactive_towers, **parts)
     load(head, clq.convert_mmdet(weights))
     assert not caplog.records
@@ -96,7 +96,7 @@ def head_of_mmdet(weights, feature, level):
 def test_a_converted_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = random_weights(head_shapes())
-    head = make_head(DeltaCoder(), quality=ConvQualityBranch(DeltaCoder(), WIDTH, WIDTH, tower="reg"))
+    head = make_head(DeltaCoder(), quality=ConvQualityBranch(WIDTH, "reg"))
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_clq_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
     weights, coder = clq_head(), DistributionCoder(16)
     parts = {
-        "quality": ConvQualityBranch(coder, WIDTH, WIDTH, tower="cls"),
+        "quality": ConvQualityBranch(WIDTH, "cls"),
         "align": FeatureAlignment(WIDTH, LearnedOffsets()),
     }
     head = make_head(coder, **parts)
@@ -161,7 +161,7 @@ def test_a_gfl_head_fits_distribution_coding(caplog):
 
 def test_a_gflv2_head_brings_its_quality(caplog):
     weights, coder = gfl_head(), DistributionCoder(16)
-    head = make_head(coder, quality=DGQPBranch(coder, WIDTH, WIDTH))
+    head = make_head(coder, quality=DGQPBranch(coder))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.quality_pred[2].weight, weights["reg_conf.2.weight"])
     assert not caplog.records

@@ -27,14 +27,14 @@ def losses_of(model, sizes, padded, predictions, items):
     return model.forward_training(images, features, predictions, [x["instances"] for x in items])
 
 
-@pytest.mark.parametrize("row", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
-def test_the_padding_of_the_batch_takes_no_part(row):
+@pytest.mark.parametrize("variant", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
+def test_the_padding_of_the_batch_takes_no_part(variant):
     """An image alone, and with a larger one beside it: same outputs at its own cells, nonsense beyond them.
 
     With the cells beyond as candidates, the larger box would have other positives. The other image is empty and
     predicted so; it counts as one positive.
     """
-    model = build(row)
+    model = build(variant)
     size, own, padded = (70, 100), (96, 128), (192, 224)
     item, empty = sample(size, [(0, 0, 99, 69), (60, 40, 99, 69)]), sample(padded)
     alone, beside = raw_predictions(model, own), raw_predictions(model, padded, n=2)
@@ -47,7 +47,7 @@ def test_the_padding_of_the_batch_takes_no_part(row):
     (matched, _) = match_atss(grids_of(own), STRIDES, item["instances"].gt_boxes.tensor)
     n = int((matched >= 0).sum())
     assert n > 3
-    weighted = set() if row == "atss_qfl" else {"loss_box", "loss_dfl"}
+    weighted = set() if variant == "atss_qfl" else {"loss_box", "loss_dfl"}
     for sizes, items, order in (([size, padded], [item, empty], [0, 1]), ([padded, size], [empty, item], [1, 0])):
         swapped = Predictions(*([x[order] for x in levels] for levels in beside))
         losses = losses_of(model, sizes, padded, swapped, items)
@@ -94,7 +94,7 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
 
 
 @pytest.mark.parametrize(
-    ("row", "key", "value", "factor", "name"),
+    ("variant", "key", "value", "factor", "name"),
     [
         ("clq", "BOX.LOSS_WEIGHT", 3.0, 1.5, "loss_box"),
         ("atss", "BOX.LOSS_WEIGHT", 1.0, 0.5, "loss_box"),
@@ -105,12 +105,12 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
         ("atss", "CLS.FOCAL_ALPHA", 0.625, 0.5, "loss_cls"),
     ],
 )
-def test_settings_of_the_losses_reach_their_own_loss(row, key, value, factor, name):
+def test_settings_of_the_losses_reach_their_own_loss(variant, key, value, factor, name):
     """On an image without objects for the class loss, at logit 0: (1/2)^beta, (1/2)^gamma and 1 - alpha are factors."""
     items = [sample((96, 128), [] if name == "loss_cls" else [(20, 10, 70, 60)])]
     results = []
     for opts in ((), (f"MODEL.CLQ.{key}", value)):
-        model = build(row, *opts)
+        model = build(variant, *opts)
         torch.manual_seed(1)
         out = raw_predictions(model, (96, 128))
         out = out._replace(cls_logits=[torch.zeros_like(x) for x in out.cls_logits])

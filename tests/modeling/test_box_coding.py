@@ -14,7 +14,6 @@ def test_delta_decode_by_hand():
     deltas = torch.tensor([2.5, -5, 5 * math.log(2), -5 * math.log(2)])
     # centre (110, 40), size (80, 10)
     torch.testing.assert_close(DeltaCoder().decode(deltas, anchor, 8.0), torch.tensor([70.0, 35, 150, 45]))
-    torch.testing.assert_close(DeltaCoder().encode(torch.tensor([70.0, 35, 150, 45]), anchor, 8.0), deltas)
     plain = DeltaCoder((1.0, 1.0, 1.0, 1.0)).decode(deltas / torch.tensor([10.0, 10, 5, 5]), anchor, 8.0)
     torch.testing.assert_close(plain, torch.tensor([70.0, 35, 150, 45]))
     assert DeltaCoder.num_channels == 4
@@ -28,43 +27,52 @@ def test_delta_growth_and_shrinkage_are_clamped_alike():
     torch.testing.assert_close(y2 - y1, torch.tensor([8 / MAX, 8 / 60]))
 
 
-def test_delta_is_an_inverse_pair_and_agrees_with_detectron2():
+@pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
+def test_delta_agrees_with_detectron2_and_inverts_its_deltas(weights):
     torch.manual_seed(0)
-    anchors, boxes = (torch.rand(2, 200, 2, dtype=torch.float64) * 500 for _ in range(2))
+    anchors, boxes = (torch.rand(2, 200, 2) * 500 for _ in range(2))
     anchors, boxes = (torch.cat((x[0], x[0] + 10 + x[1]), -1) for x in (anchors, boxes))
-    coder, strides = DeltaCoder(), torch.full((200,), 8.0)
-    deltas = coder.encode(boxes, anchors, strides)
-    torch.testing.assert_close(coder.decode(deltas, anchors, strides), boxes)
-    theirs = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-    torch.testing.assert_close(deltas, theirs.get_deltas(anchors, boxes))
-    noise = torch.randn(200, 4)
-    decoded = coder.decode(noise, anchors.float(), strides)
-    torch.testing.assert_close(decoded, theirs.apply_deltas(noise, anchors.float()), atol=1e-3, rtol=0)
+    coder, theirs = DeltaCoder(weights), Box2BoxTransform(weights)
+    deltas = torch.randn(200, 4)
+    expected = theirs.apply_deltas(deltas, anchors)
+    torch.testing.assert_close(coder.decode(deltas, anchors, 8.0), expected, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(coder.decode(theirs.get_deltas(anchors, boxes), anchors, 8.0), boxes, atol=1e-3, rtol=0)
 
 
-def test_distances_by_hand():
+def test_log_distances_by_hand():
     """Anchor 64 wide about (100, 50): exp(0) is a whole anchor, so 64 to each side; halves and doubles from there."""
     coder, anchor = LogDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     torch.testing.assert_close(coder.decode(torch.zeros(4), anchor, 8.0), torch.tensor([36.0, -14, 164, 114]))
     pred = torch.tensor([0.5, 2.0, 0.25, 1.0]).log()
     box = torch.tensor([68.0, -78, 116, 114])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
-    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
     far = coder.decode(torch.tensor([1e4, -1e4, 1e4, -1e4]), anchor, 8.0)
     torch.testing.assert_close(far, torch.tensor([100 - 4000.0, 50, 4100, 50]))  # at most 62.5 anchors
 
 
-def test_ltrb_by_hand():
+def test_linear_distances_by_hand():
     """Strides of 8 about (100, 50): 1, 2 and 3 of them, and a bottom above the centre."""
     coder, anchor = LinearDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     pred, box = torch.tensor([1.0, 2, 3, -0.5]), torch.tensor([92.0, 34, 124, 46])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
-    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
+
+
+def test_only_linear_distances_are_activated():
+    """They are the exponential of the head's output, up to 62.5 anchors of 8 strides."""
     raw = torch.tensor([0.0, math.log(3), -1e4, 1e4])
-    torch.testing.assert_close(coder.activate(raw), torch.tensor([1.0, 3, 0, 500]))
-    assert coder.activate(raw.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(LinearDistanceCoder().activate(raw), torch.tensor([1.0, 3, 0, 500]))
     for other in (DeltaCoder(), LogDistanceCoder(), DistributionCoder()):
         assert other.activate(raw) is raw
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activated_distances_are_float32_under_autocast(dtype):
+    """From the value that half precision holds; its exponential in half precision would be off by up to 1 in 256."""
+    raw = torch.linspace(-3, 6, 50).to(dtype)
+    with torch.autocast("cpu", dtype):
+        distances = LinearDistanceCoder().activate(raw)
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances.double(), raw.double().exp(), rtol=1e-6, atol=0)
 
 
 def test_distribution_decode_by_hand():
@@ -80,20 +88,28 @@ def test_distribution_decode_by_hand():
     torch.testing.assert_close(coder.decode(torch.zeros(68), anchor, 1.0), torch.tensor([92.0, 42, 108, 58]))
 
 
-def test_distribution_is_an_inverse_pair_within_its_range_and_clamps_outside():
-    coder, anchors = DistributionCoder(16), torch.tensor([[-32.0, -32, 32, 32]]).repeat(3, 1)
-    boxes = torch.tensor([[-12.0, -8.4, 20, 127], [-200.0, 8, 8, 8], [-8.0, -8, 8, 8]])
-    ltrb = coder.encode(boxes, anchors, torch.tensor([8.0, 8, 16]))
-    expected = [[1.5, 1.05, 2.5, 15.875], [15.9, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
-    torch.testing.assert_close(ltrb, torch.tensor(expected))
-    bins = torch.arange(17)
-    probabilities = (1 - (ltrb.unsqueeze(-1) - bins).abs()).clamp(min=0)  # the two neighbours, by nearness
-    decoded = coder.decode(probabilities.log().clamp(min=-1e4).flatten(1), anchors, torch.tensor([8.0, 8, 16]))
-    torch.testing.assert_close(decoded[[0, 2]], boxes[[0, 2]], atol=1e-3, rtol=0)
+@pytest.mark.parametrize(
+    ("box", "stride", "ltrb"),
+    [
+        ([-12.0, -8.4, 20, 127], 8.0, [1.5, 1.05, 2.5, 15.875]),
+        ([-200.0, 8, 8, 8], 8.0, [15.9, 0, 1, 1]),  # beyond the last bin, and a side beyond the centre
+        ([-8.0, -8, 8, 8], 16.0, [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_the_loss_of_distributions_is_least_at_the_distances_of_the_box(box, stride, ltrb):
+    """Each side's two neighbouring bins hold its distance in strides, clamped to their range: there is no gradient."""
+    coder, anchors = DistributionCoder(16), torch.tensor([[-32.0, -32, 32, 32]])
+    probabilities = (1 - (torch.tensor(ltrb).unsqueeze(-1) - torch.arange(17)).abs()).clamp(min=0)
+    logits = probabilities.log().clamp(min=-1e4).flatten().unsqueeze(0).requires_grad_()
+    loss = coder.auxiliary_loss(logits, torch.tensor([box]), anchors, torch.tensor([stride]))["loss_dfl"]
+    loss.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 68), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "coder", [DeltaCoder(), LogDistanceCoder(), DistributionCoder(16)], ids=["delta", "distance", "distribution"]
+    "coder",
+    [DeltaCoder(), LogDistanceCoder(), LinearDistanceCoder(), DistributionCoder(16)],
+    ids=["delta", "distance", "ltrb", "distribution"],
 )
 class TestEveryCoder:
     def test_any_layout_decodes_like_its_flat_form(self, coder):

@@ -22,7 +22,8 @@ from clq.modeling.criterion import (
 from clq.modeling.head.quality import CenternessQuality, IoUQuality
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
 from clq.modeling.scoring import ScoreRule
-from clq.modeling.structures import Predictions, Targets
+from clq.modeling.structures import FlatPredictions, Targets
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import tensor
 
 ANCHORS = tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])
@@ -62,7 +63,7 @@ def make_predictions(channels=4, quality=True):
     """All zero: class probability 1/2, the anchor itself as box, quality 1/2."""
     shapes = [(2, 4, 2), (2, 4, channels), (2, 4, 1)]
     tensors = [torch.zeros(s, requires_grad=True) for s in shapes]
-    return Predictions(*(tensors if quality else [*tensors[:2], None]))
+    return FlatPredictions(*(tensors if quality else [*tensors[:2], None]))
 
 
 def atss():
@@ -220,8 +221,8 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
     )
     predictions, targets = make_predictions(quality=False), make_targets()
     coarse = predictions.box_pred.clone()
-    for i, (image, location) in enumerate(((0, 1), (1, 2))):
-        coarse[image, location] = DeltaCoder().encode(targets.gt_boxes[i], ANCHORS[location], 1.0)
+    encoder = Box2BoxTransform(DeltaCoder().weights)
+    coarse[targets.image, targets.location] = encoder.get_deltas(ANCHORS[targets.location], targets.gt_boxes)
     losses = vfnet(predictions._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
     box = (1 / 2 * 1 / 2 + 2 / 3 * 1 / 3) / (1 / 2 + 2 / 3)
     negatives = 5 * 0.75 / 4 * LN2  # seven valid locations: five without an object, two classes each
@@ -241,7 +242,7 @@ def test_tood_learns_alignments_and_divides_by_their_sum(total):
     """Class and map at 1/2 everywhere: score 1/2. Alignments of a third and two thirds of the total."""
     norm = total
     first, second = total / 3, total * 2 / 3
-    predictions, targets = make_predictions(), make_targets(total, alignment=tensor([first, second]))
+    predictions, targets = make_predictions(), make_targets(total, alignment_metric=tensor([first, second]))
     check(
         tood()(predictions, targets, ANCHORS, STRIDES),
         loss_cls=(qfl(0.5, first) + qfl(0.5, second) + 12 * qfl(0.5, 0)) / norm,
@@ -299,8 +300,8 @@ def test_half_precision_predictions_give_the_losses_of_their_float32_values():
     torch.manual_seed(0)
     for loss in (atss(), clq(), gfl()):
         predictions = make_predictions(loss.coder.num_channels)
-        half = Predictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions[:3]))
-        expected = loss(Predictions(*(x.float() for x in half[:3])), make_targets(), ANCHORS, STRIDES)
+        half = FlatPredictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions[:3]))
+        expected = loss(FlatPredictions(*(x.float() for x in half[:3])), make_targets(), ANCHORS, STRIDES)
         with torch.autocast("cpu", torch.bfloat16):
             losses = loss(half._replace(box_pred=half.box_pred.float()), make_targets(), ANCHORS, STRIDES)
         check(losses, **{name: x.item() for name, x in expected.items()})
@@ -325,7 +326,7 @@ def three_images():
 
 
 def losses_of_images(first, last):
-    """Summed losses of each row on the images from ``first`` to before ``last``, as if they were the whole batch."""
+    """Summed losses of each variant on the images from ``first`` to before ``last``, as if they were the whole batch."""
     (cls, deltas, quality, bins), targets, anchors, strides = three_images()
     keep = (targets.image >= first) & (targets.image < last)
     own = targets._replace(
@@ -336,7 +337,7 @@ def losses_of_images(first, last):
     )
     results = []
     for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
-        predictions = Predictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
+        predictions = FlatPredictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
         predictions = predictions if loss.quality_target else predictions._replace(quality_logits=None)
         results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})
     return results

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import tensor
 
 ATSS, CLQ, NONE = ScoreRule(1.0, joint=False), ScoreRule(0.3, joint=True), ScoreRule()
+TOOD = ScoreRule(0.5, joint=True, cls_alpha=0.5)
 SIZE, STRIDES = (90, 120), [8, 16]  # of the image; of the levels
 
 
@@ -25,7 +26,7 @@ def iou(a, b):
     return inter and inter / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - inter)
 
 
-def slow(predictions, boxes, *, rule, thresh, topk, nms, most, locations=False):
+def slow(predictions, boxes, *, rule, thresh, topk, nms, max_detections, locations=False):
     """[(final score, box, class, class score, quality)], best first."""
     found = []
     for level, logits in enumerate(predictions.cls_logits):
@@ -33,7 +34,7 @@ def slow(predictions, boxes, *, rule, thresh, topk, nms, most, locations=False):
         for r in range(len(logits)):
             quality = sigmoid(predictions.quality_logits[level][r].item()) if predictions.quality_logits else 1.0
             for k, logit in enumerate(logits[r].tolist()):
-                final = sigmoid(logit) * quality**rule.alpha
+                final = sigmoid(logit) ** rule.cls_alpha * quality**rule.alpha
                 trained = final if rule.joint else sigmoid(logit)
                 if trained > thresh:
                     here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality, r))
@@ -53,7 +54,7 @@ def slow(predictions, boxes, *, rule, thresh, topk, nms, most, locations=False):
     for d in sorted(clipped, key=lambda x: -x[0]):
         if all(d[2] != other[2] or iou(d[1], other[1]) <= nms for other in kept):
             kept.append(d)
-    return kept[:most]
+    return kept[:max_detections]
 
 
 def make_anchors(grids):
@@ -73,24 +74,26 @@ def random_predictions(coder, quality, spread=2.0):
         [torch.randn(r, 3) * 2 - 2 for r in sizes],
         [torch.randn(r, coder.num_channels) * spread for r in sizes],
         [torch.randn(r, 1) * 2 for r in sizes] if quality else [],
+        [],
     )
 
 
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
-@pytest.mark.parametrize("rule", [ATSS, CLQ, NONE], ids=["atss", "clq", "none"])
+@pytest.mark.parametrize("rule", [ATSS, CLQ, TOOD, NONE], ids=["atss", "clq", "tood", "none"])
 @pytest.mark.parametrize(
-    ("thresh", "topk", "nms", "most"),
+    ("thresh", "topk", "nms", "max_detections"),
     [(0.05, 1000, 0.6, 100), (0.05, 20, 0.6, 100), (0.2, 1000, 0.3, 7), (0.0, 1000, 0.5, 1000), (0.8, 1000, 0.6, 100)],
 )
 @pytest.mark.parametrize("locations", [False, True], ids=["pairs", "locations"])
-def test_equals_the_slow_form(coder, rule, thresh, topk, nms, most, locations):
+def test_equals_the_slow_form(coder, rule, thresh, topk, nms, max_detections, locations):
     torch.manual_seed(0)
     anchors, predictions = random_predictions(coder, quality=rule is not NONE)
 
     decoded = [coder.decode(*x).tolist() for x in zip(predictions.box_pred, anchors, tensor(STRIDES), strict=True)]
-    settings = {"rule": rule, "thresh": thresh, "topk": topk, "nms": nms, "most": most, "locations": locations}
-    expected = slow(predictions, decoded, **settings)
-    found = DetectionSelector(rule, coder, thresh, topk, nms, most, locations)(predictions, anchors, STRIDES, SIZE)
+    limits = {"topk": topk, "max_detections": max_detections, "locations": locations}
+    expected = slow(predictions, decoded, rule=rule, thresh=thresh, nms=nms, **limits)
+    selector = DetectionSelector(rule, coder, thresh, topk, nms, max_detections, locations)
+    found = selector.select(selector.candidates(predictions, anchors, STRIDES, SIZE))
     assert len(found) == len(expected) > 0
     assert found.image_size == SIZE
     scores, boxes, classes, cls_scores, quality = (tensor(x) for x in zip(*expected, strict=True))
@@ -111,11 +114,12 @@ def one_level(logits, quality=None, anchors=None):
     corner = torch.arange(len(logits)).float()[:, None] * tensor([10.0, 0.0])
     anchors = torch.cat((corner, corner + 8), 1) if anchors is None else tensor(anchors)
     quality = [] if quality is None else [tensor(quality).view(-1, 1)]
-    return Predictions([logits], [torch.zeros(len(logits), 4)], quality), [anchors]
+    return Predictions([logits], [torch.zeros(len(logits), 4)], quality, []), [anchors]
 
 
 def select(rule, predictions, anchors, size=(50, 10_000), **settings):
-    return DetectionSelector(rule, DeltaCoder(), **settings)(predictions, anchors, [8], size)
+    selector = DetectionSelector(rule, DeltaCoder(), **settings)
+    return selector.select(selector.candidates(predictions, anchors, [8], size))
 
 
 def test_atss_filters_and_ranks_candidates_by_the_class_and_detections_by_the_product():
@@ -136,6 +140,17 @@ def test_clq_filters_by_the_joint_score():
     for topk in (1000, 1):
         found = select(CLQ, *one_level(logit, quality), topk_candidates=topk)
         assert found.scores.tolist() == pytest.approx([0.8 * 0.5**0.3])
+
+
+def test_tood_filters_by_the_geometric_mean():
+    """Class 0.04 and 0.002, map 1: their square roots, 0.2 and 0.0447, lie above and below the threshold 0.05.
+
+    A comparison of the class score itself with 0.05 would drop both.
+    """
+    logit = [math.log(0.04 / 0.96), math.log(0.002 / 0.998)]
+    found = select(TOOD, *one_level(logit, [200.0, 200.0]))
+    assert found.scores.tolist() == pytest.approx([0.2])
+    assert found.cls_scores.tolist() == pytest.approx([0.04])
 
 
 def test_boxes_are_clipped_and_what_is_outside_goes():
@@ -180,15 +195,17 @@ def test_at_most_so_many_the_best_ones():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("rule", [CLQ, ATSS, NONE], ids=["clq", "atss", "none"])
+@pytest.mark.parametrize("rule", [CLQ, ATSS, TOOD, NONE], ids=["clq", "atss", "tood", "none"])
 def test_the_threshold_is_exact_in_every_type(rule, dtype):
-    """All values of a type within 0.1 of the threshold's logit, quality 1: in where the sigmoid is above it."""
+    """All values of a type near the logit at which the score, with quality 1, equals the threshold."""
     for thresh in (1e-3, 0.02, 0.05, 0.06, 0.1, 0.3, 0.5, 0.77, 0.999):
-        logits = torch.linspace(-0.1, 0.1, 400).add(math.log(thresh / (1 - thresh))).to(dtype).unique()
+        at_cls = thresh ** (1 / rule.cls_alpha)  # the class score there
+        logits = torch.linspace(-0.1, 0.1, 400).add(math.log(at_cls / (1 - at_cls))).to(dtype).unique()
         quality = None if rule is NONE else [200.0] * len(logits)
         settings = {"score_thresh": thresh, "max_detections": 1000}
         found = select(rule, *one_level(logits, quality), **settings)
-        expected = logits[logits.float().sigmoid() > thresh].float().sigmoid()
+        expected = logits.float().sigmoid() ** rule.cls_alpha
+        expected = expected[expected > thresh]
         assert found.scores.dtype == torch.float32
         torch.testing.assert_close(found.scores, expected.sort(descending=True).values)
 

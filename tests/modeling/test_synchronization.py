@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
-from tiny_detectors import ROWS, STRIDES, build, sample
+from tiny_detectors import VARIANTS, STRIDES, build, sample
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,9 +66,9 @@ def on_fake_gpu(model):
                     )
 
 
-def losses_on_a_fake_gpu(row, boxes_of_each):
+def losses_on_a_fake_gpu(variant, boxes_of_each):
     """Losses of a batch, and the copies that the host waited for."""
-    model = build(row)
+    model = build(variant)
     items = [sample((128, 160), boxes) for boxes in boxes_of_each]
     n, grids = len(items), [(-(-128 // s), -(-160 // s)) for s in STRIDES]
     waits = Waits()
@@ -86,10 +86,10 @@ def losses_on_a_fake_gpu(row, boxes_of_each):
     return losses, waits.found
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("counts", [(2, 0), (0, 0)])
-def test_neither_head_nor_loss_waits_for_a_gpu(row, counts):
-    losses, waits = losses_on_a_fake_gpu(row, [[(20, 10, 70, 60)] * count for count in counts])
+def test_neither_head_nor_loss_waits_for_a_gpu(variant, counts):
+    losses, waits = losses_on_a_fake_gpu(variant, [[(20, 10, 70, 60)] * count for count in counts])
     assert {x.device.type for x in losses.values()} == {"cuda"}
     assert not waits
     nodes = backward_nodes(losses)

@@ -1,4 +1,4 @@
-"""Test-time augmentation, with a detector that finds bright rectangles and with the rows of the project."""
+"""Test-time augmentation, with a detector that finds bright rectangles and with the project's variants."""
 
 import math
 
@@ -139,9 +139,9 @@ def noise(height, width):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def detector(row):
+def detector(variant):
     """With random weights, low thresholds: hundreds of detections, no two of one score."""
-    model = build(row, "MODEL.CLQ.SCORE_THRESH", 0.001, "TEST.DETECTIONS_PER_IMAGE", 300).eval()
+    model = build(variant, "MODEL.CLQ.SCORE_THRESH", 0.001, "TEST.DETECTIONS_PER_IMAGE", 300).eval()
     torch.manual_seed(1)
     for p in model.head.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -149,35 +149,35 @@ def detector(row):
 
 
 @pytest.mark.parametrize("size", [(75, 130), (64, 33)])
-@pytest.mark.parametrize("row", ["atss", "clq", "gflv2", "vfnet", "tood"])
-def test_one_version_as_it_is_equals_plain_inference(row, size):
+@pytest.mark.parametrize("variant", ["atss", "clq", "gflv2", "vfnet", "tood"])
+def test_one_version_as_it_is_equals_plain_inference(variant, size):
     """To the last bit, in all fields."""
-    model, batch = detector(row), [{"image": noise(*size)}]
+    model, batch = detector(variant), [{"image": noise(*size)}]
     with torch.no_grad():
         (plain,), (tta,) = model(batch), DenseTTA(model, DatasetMapperTTA([0], 4000, False))(batch)
     plain, tta = plain["instances"], tta["instances"]
     assert len(plain) == len(tta) > 4
     assert plain.image_size == tta.image_size == size
     assert plain.get_fields().keys() == tta.get_fields().keys()
-    assert plain.has("cls_scores") == plain.has("pred_quality") == (row != "vfnet")
+    assert plain.has("cls_scores") == plain.has("pred_quality") == (variant != "vfnet")
     assert torch.equal(plain.pred_boxes.tensor, tta.pred_boxes.tensor)
     for name in plain.get_fields().keys() - {"pred_boxes"}:
         assert torch.equal(plain.get(name), tta.get(name)), name
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_two_equal_sizes_find_everything_once(row):
-    model, batch = detector(row), [{"image": noise(96, 128)}]
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_two_equal_sizes_find_everything_once(variant):
+    model, batch = detector(variant), [{"image": noise(96, 128)}]
     with torch.no_grad():
         (once,), (twice,) = (DenseTTA(model, DatasetMapperTTA([64] * n, 4000, False))(batch) for n in (1, 2))
     torch.testing.assert_close(once["instances"].scores, twice["instances"].scores)
     torch.testing.assert_close(once["instances"].pred_boxes.tensor, twice["instances"].pred_boxes.tensor)
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_a_flipped_image_has_the_flipped_detections(row):
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_a_flipped_image_has_the_flipped_detections(variant):
     """Not so in plain inference, whose grid starts at the left."""
-    model, image = detector(row), noise(75, 130)
+    model, image = detector(variant), noise(75, 130)
     tta = DenseTTA(model, DatasetMapperTTA([0], 4000, True))
     with torch.no_grad():
         (found,), (other,) = (tta([{"image": x}]) for x in (image, image.flip(2)))

@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 import torch
-from clq.modeling.assign.atss import ATSSMatcher, match_atss
+from clq.modeling.assign.atss import ATSSAssigner, match_atss
+from scenes import make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -107,7 +108,7 @@ def test_batch_equals_each_image_on_the_part_of_the_grids_that_it_covers():
     sizes = [(352, 416), (1, 1), (64, 416), (352, 96), (200, 160), (96, 96)]
     gt = [random_boxes(rng, size[::-1], m) for size, m in zip(sizes, (40, 2, 10, 0, 25, 9), strict=True)]
     valid = torch.tensor([[(-(-h // s), -(-w // s)) for s in STRIDES] for h, w in sizes])
-    idxs, ious = ATSSMatcher()(grids, STRIDES, gt, valid)
+    idxs, ious = ATSSAssigner().match(grids, STRIDES, gt, valid)
     for i in range(len(sizes)):
         own_idxs, own_ious = match_atss([tuple(v) for v in valid[i].tolist()], STRIDES, gt[i])
         expected = []
@@ -120,6 +121,18 @@ def test_batch_equals_each_image_on_the_part_of_the_grids_that_it_covers():
         assert torch.equal(idxs[i], expected[0])
         assert torch.equal(ious[i], expected[1])
     assert (idxs >= 0).any(dim=1).tolist() == [True, False, True, False, True, True]
+
+
+def test_one_ground_truth_may_take_its_share_of_every_level():
+    """Midway between the anchors of two levels, with one candidate on each of five: it takes both."""
+    half = 2**0.5 * 64 / 2
+    box = torch.tensor([[64 - half, 64 - half, 64 + half, 64 + half]])
+    grids = [(-(-256 // s), -(-256 // s)) for s in STRIDES]
+    scores, boxes = torch.full((1, 1364, 1), 0.5), torch.zeros(1, 1364, 4)
+    inputs = make_inputs(grids, STRIDES, [box], [torch.tensor([0])], scores=scores, boxes=boxes)
+    assignment = ATSSAssigner(topk=1)(inputs)
+    assert (assignment.matched_idxs >= 0).sum() == 2
+    assert assignment.max_positives == 5
 
 
 def test_without_boxes_nothing_matches():

@@ -7,7 +7,7 @@ from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
 from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets
 from clq.modeling.head.quality import ConvQualityBranch
 from clq.modeling.head.towers import Layers, separate_towers
-from clq.modeling.structures import Predictions
+from clq.modeling.meta_arch.clq import flatten
 from torch import nn
 
 SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
@@ -18,7 +18,7 @@ def make_head(coder=None, **changes):
     coder = coder or DeltaCoder()
     layers = Layers(changes.pop("conv_dim", 64), changes.pop("num_convs", 2), changes.pop("norm", "GN"))
     towers = separate_towers(32, layers)
-    quality = changes.pop("quality", ConvQualityBranch(coder, 32, towers.out_channels, tower="reg"))
+    quality = changes.pop("quality", ConvQualityBranch(towers.out_channels, "reg"))
     return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 
 
@@ -30,35 +30,16 @@ def make_features(n=2):
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
 @pytest.mark.parametrize("quality", [True, False])
 def test_shapes(coder, quality):
-    branch = ConvQualityBranch(coder, 32, 64, tower="cls") if quality else None
+    branch = ConvQualityBranch(64, "cls") if quality else None
     out = make_head(coder, quality=branch, align=FeatureAlignment(32, GeometricOffsets()))(make_features())
     assert [tuple(x.shape) for x in out.cls_logits] == [(2, 3, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.box_pred] == [(2, coder.num_channels, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.quality_logits] == ([(2, 1, *s) for s in SIZES] if quality else [])
-    flat = out.flatten()
+    flat = flatten(out)
     r = sum(h * w for h, w in SIZES)
     assert flat.cls_logits.shape == (2, r, 3)
     assert flat.box_pred.shape == (2, r, coder.num_channels)
     assert flat.quality_logits.shape == (2, r, 1) if quality else flat.quality_logits is None
-
-
-def test_locations_go_from_p3_to_p7_row_major():
-    """Each location's channels hold (level, row, column)."""
-
-    def level(index, h, w):
-        rows, cols = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        return torch.stack((torch.full((h, w), index), rows, cols)).float().unsqueeze(0)
-
-    maps = [level(i, h, w) for i, (h, w) in enumerate(SIZES)]
-    maps = [torch.cat((m, m + 100)) for m in maps]  # two images
-    flat = Predictions(maps, maps, []).flatten()
-    expected = [[i, y, x] for i, (h, w) in enumerate(SIZES) for y in range(h) for x in range(w)]
-    assert flat.cls_logits[0].tolist() == expected
-    assert torch.equal(flat.cls_logits[1], flat.cls_logits[0] + 100)
-    of_image = Predictions(maps, maps, []).of_image(1)
-    assert (torch.cat(of_image.box_pred) - 100).tolist() == expected
-    assert [len(x) for x in of_image.cls_logits] == [h * w for h, w in SIZES]
-    assert of_image.quality_logits == []
 
 
 def test_a_new_head_predicts_the_prior_and_the_anchor():
@@ -94,7 +75,7 @@ def test_without_scales_of_levels_there_is_no_such_parameter():
 
 @pytest.mark.parametrize("tower", ["cls", "reg"])
 def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(tower):
-    branch = ConvQualityBranch(None, 32, 64, tower=tower)
+    branch = ConvQualityBranch(64, tower)
     head, feature = make_head(quality=branch, align=FeatureAlignment(32, GeometricOffsets())), make_features()[0]
     head.eval()
     same = head([feature] * 5)
@@ -171,9 +152,9 @@ def test_under_autocast_boxes_are_float32_and_all_is_near(align):
         make_head(align=align and FeatureAlignment(32, align()), num_convs=1, conv_dim=32),
         make_features(1),
     )
-    expected = head(features).flatten()
+    expected = flatten(head(features))
     with torch.autocast("cpu", torch.bfloat16):
-        out = head(features).flatten()
+        out = flatten(head(features))
     assert out.box_pred.dtype == torch.float32
     for ours, exact in zip(out[:3], expected[:3], strict=True):
         torch.testing.assert_close(ours.float(), exact, atol=0.02 * exact.abs().max().item(), rtol=0)

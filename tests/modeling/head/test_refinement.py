@@ -27,7 +27,9 @@ def test_star_refinement_against_torchvision(backend):
     offsets = torch.tensor(flat).view(1, 18, 1, 1).expand(2, 18, 5, 6)
     aligned = deform_conv2d(reg, offsets, refine.reg_align.conv.weight, padding=1).relu()
     expected = box_pred + 3 * F.conv2d(aligned, refine.box_pred.weight, refine.box_pred.bias, padding=1)
-    found_cls, found = refine(1, None, cls, reg, box_pred, boxes_like(cls, x1, y1, x2, y2))
+    found_cls, found = refine(
+        level=1, feature=None, cls=cls, reg=reg, box_pred=box_pred, boxes=boxes_like(cls, x1, y1, x2, y2)
+    )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     expected_cls = deform_conv2d(cls, offsets, refine.cls_align.conv.weight, padding=1).relu()
     torch.testing.assert_close(found_cls, expected_cls, atol=1e-4, rtol=1e-4)
@@ -66,7 +68,9 @@ def sampled(sampler, box_pred):
     boxes = torch.stack((-left, -top, right, bottom)).unsqueeze(0)
     h, w = boxes.shape[2:]
     cls = torch.randn(1, 32, h, w)
-    same, out = sampler(0, torch.randn(1, 32, h, w), cls, None, box_pred.unsqueeze(0), boxes)
+    same, out = sampler(
+        level=0, feature=torch.randn(1, 32, h, w), cls=cls, reg=None, box_pred=box_pred.unsqueeze(0), boxes=boxes
+    )
     assert same is cls
     return out[0].detach()
 
@@ -99,7 +103,7 @@ def test_at_first_it_hardly_moves_a_side_and_it_learns():
     torch.manual_seed(0)
     sampler, pred = SampledBoxes(64, 32), torch.rand(1, 4, 6, 6, requires_grad=True)
     boxes = torch.cat((-pred[:, :2], pred[:, 2:]), 1)
-    _, out = sampler(0, torch.randn(1, 64, 6, 6), None, None, pred, boxes)
+    _, out = sampler(level=0, feature=torch.randn(1, 64, 6, 6), cls=None, reg=None, box_pred=pred, boxes=boxes)
     torch.testing.assert_close(out, pred, atol=0.01, rtol=0)
     out.sum().backward()
     assert pred.grad.abs().sum() > 0

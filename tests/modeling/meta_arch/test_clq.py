@@ -4,7 +4,7 @@ import pytest
 import torch
 from clq.errors import UserError
 from detectron2.utils.events import EventStorage
-from tiny_detectors import ROWS, build, sample
+from tiny_detectors import VARIANTS, build, sample
 
 
 def many(number):
@@ -37,10 +37,10 @@ def backward(model, batch, autocast=False):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("row", ROWS)
-def test_edge_matrix(row, autocast):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_edge_matrix(variant, autocast):
     """Finite losses of the same names, and a finite gradient of every parameter, whatever comes in."""
-    model, extra = build(row), ROWS[row][2]
+    model, extra = build(variant), VARIANTS[variant][2]
     for edge, make in EDGES.items():
         model.zero_grad(set_to_none=True)
         losses = backward(model, make(), autocast)
@@ -53,16 +53,16 @@ def test_edge_matrix(row, autocast):
         if edge == "no object at all":
             assert not any(objects.values())
             # In these the class score reads the boxes, of negatives too: their distributions, star or learned offsets.
-            if row not in ("gflv2", "vfnet", "clq", "atss_clq"):
+            if variant not in ("gflv2", "vfnet", "clq", "atss_clq"):
                 assert not any(p.grad.any() for name, p in model.named_parameters() if "box_pred" in name)
         elif edge not in ("a pixel", "a single cell", "a pixel on a grid point"):
             assert all(objects.values()), (edge, objects)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_few_steps_fit_one_batch_and_it_is_found_again(row):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_few_steps_fit_one_batch_and_it_is_found_again(variant):
     """Two objects that differ in brightness, learnt until they are what the detector finds in the image."""
-    model = build(row, "MODEL.CLQ.SCORE_THRESH", 0.2, "MODEL.CLQ.NUM_CONVS", 2)
+    model = build(variant, "MODEL.CLQ.SCORE_THRESH", 0.2, "MODEL.CLQ.NUM_CONVS", 2)
     boxes = [(8.0, 8.0, 56.0, 56.0), (72.0, 24.0, 120.0, 88.0)]
     item = sample((96, 128), boxes)
     item["image"] *= 0.1
@@ -86,32 +86,32 @@ def test_a_few_steps_fit_one_batch_and_it_is_found_again(row):
     torch.testing.assert_close(torch.stack(best), torch.tensor(boxes), atol=8.0, rtol=0)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_scores_of_detections_are_those_of_the_row(row):
-    model = build(row, "MODEL.CLQ.SCORE_THRESH", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20).eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_scores_of_detections_are_those_of_the_row(variant):
+    model = build(variant, "MODEL.CLQ.SCORE_THRESH", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20).eval()
     with torch.no_grad():
         (out,) = model([sample((96, 128))])
     found = out["instances"]
     assert len(found) == 20
     assert found.scores.diff().max() <= 0
-    if row.startswith("tood"):
+    if variant.startswith("tood"):
         torch.testing.assert_close(found.scores, (found.cls_scores * found.pred_quality).sqrt())
-    elif "loss_quality" in ROWS[row][2] or row == "gflv2":
-        exponent = 1.0 if row in ("atss", "gflv2") else 0.3
+    elif "loss_quality" in VARIANTS[variant][2] or variant == "gflv2":
+        exponent = 1.0 if variant in ("atss", "gflv2") else 0.3
         torch.testing.assert_close(found.scores, found.cls_scores * found.pred_quality**exponent)
     else:
         assert not found.has("pred_quality")
 
 
-@pytest.mark.parametrize(("iteration", "row"), [(0, "tood_warmup"), (29, "tood_warmup"), (30, "tood"), (99, "tood")])
-def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, row):
+@pytest.mark.parametrize(("iteration", "variant"), [(0, "tood_warmup"), (29, "tood_warmup"), (30, "tood"), (99, "tood")])
+def test_tood_changes_over_at_the_iteration_that_its_config_says(iteration, variant):
     batch = [sample((96, 128), [BOX])]
     switching = build("tood", "MODEL.CLQ.ASSIGN.WARMUP", 0.3, "SOLVER.MAX_ITER", 100)
     with EventStorage(iteration):
         found = switching(batch)
     with EventStorage():
-        expected = build(row)(batch)
-        other = build("tood" if row == "tood_warmup" else "tood_warmup")(batch)
+        expected = build(variant)(batch)
+        other = build("tood" if variant == "tood_warmup" else "tood_warmup")(batch)
     assert {k: x.item() for k, x in found.items()} == {k: x.item() for k, x in expected.items()}
     assert {k: x.item() for k, x in found.items()} != {k: x.item() for k, x in other.items()}
 

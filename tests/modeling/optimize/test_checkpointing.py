@@ -51,9 +51,9 @@ def assert_same(found, expected, rtol):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("row", ["atss", "clq", "atss_clq", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
-def test_a_batch_in_parts_has_the_gradients_of_the_batch(row, parts):
-    whole, split = build(row), build(row, "SOLVER.ACCUMULATE", parts)
+@pytest.mark.parametrize("variant", ["atss", "clq", "atss_clq", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
+def test_a_batch_in_parts_has_the_gradients_of_the_batch(variant, parts):
+    whole, split = build(variant), build(variant, "SOLVER.ACCUMULATE", parts)
     batch = uneven_batch()
     losses, gradients = losses_and_gradients(whole, batch)
     assert_same(losses_and_gradients(split, batch), (losses, gradients), 1e-5)

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.meta_arch import clq as detector
+from clq.modeling.optimize import compiling
 from detectron2.utils.events import EventStorage
 from tiny_detectors import build, sample
 
@@ -28,15 +28,15 @@ def graphs(monkeypatch):
     own = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, mode: own(function, backend=backend))
     torch._dynamo.reset()
-    detector._compiled.cache_clear()
+    compiling._compiled.cache_clear()
     yield traced
     torch._dynamo.reset()
-    detector._compiled.cache_clear()
+    compiling._compiled.cache_clear()
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_a_compiled_detector_is_the_same_detector(row, graphs):
-    plain, compiled = build(row, *SMALL), build(row, *SMALL, "MODEL.CLQ.COMPILE", True)
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_a_compiled_detector_is_the_same_detector(variant, graphs):
+    plain, compiled = build(variant, *SMALL), build(variant, *SMALL, "MODEL.CLQ.COMPILE", True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     batch = [sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]), sample((96, 128))]
     for model in (plain, compiled):
