@@ -1,4 +1,4 @@
-"""What becomes of a batch: padding, images of several objects or none, and the weights of the losses."""
+"""Batches in whole detectors: padding, ignored locations, images with several objects or none, weights of losses."""
 
 import itertools
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from clq.modeling.assign.atss import match_atss
 from clq.modeling.structures import Predictions
-from detectron2.structures import ImageList
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, ImageList, pairwise_iou
 from tiny_detectors import STRIDES, build, sample
 
 
@@ -69,6 +70,22 @@ def test_the_classes_learn_exactly_where_an_image_lies():
             expected = torch.zeros_like(level[i], dtype=torch.bool)
             expected[:, :h, :w] = True
             assert torch.equal(level.grad[i] != 0, expected)
+
+
+def test_ignored_locations_have_no_class_loss():
+    """Those between the thresholds of the assignment by IoU, as Detectron2's matcher labels them."""
+    model, size = build("max_iou"), (96, 128)
+    item = sample(size, [(20, 10, 70, 60), (60, 30, 120, 90), (30, 40, 62, 72)])
+    out = raw_predictions(model, size)
+    for level in out.cls_logits:
+        level.requires_grad_()
+    losses_of(model, [size], size, out, [item])["loss_cls"].backward()
+    anchors = Boxes.cat(model.anchor_generator(out.cls_logits))
+    matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
+    _, labels = matcher(pairwise_iou(item["instances"].gt_boxes, anchors))
+    learns = torch.cat([x.grad.flatten(2).any(dim=1).flatten() for x in out.cls_logits])
+    assert (labels == -1).sum() > 3
+    assert torch.equal(learns, labels != -1)
 
 
 def test_boxes_and_classes_go_to_the_image_they_belong_to():

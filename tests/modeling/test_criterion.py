@@ -326,7 +326,7 @@ def three_images():
 
 
 def losses_of_images(first, last):
-    """Summed losses of each variant on the images from ``first`` to before ``last``, as if they were the whole batch."""
+    """Losses of ATSS, CLQ and GFL on the images from ``first`` to before ``last``, as if they were the whole batch."""
     (cls, deltas, quality, bins), targets, anchors, strides = three_images()
     keep = (targets.image >= first) & (targets.image < last)
     own = targets._replace(
@@ -355,7 +355,7 @@ def on_rank(rank, folder, first, last):
 
 def test_two_processes_average_to_the_losses_of_one(tmp_path):
     """One rank has image 0, the other has images 1 and 2: DDP averages their gradients to those of one big batch."""
-    other = torch.multiprocessing.get_context("spawn").Process(target=on_rank, args=(1, tmp_path, 1, 3))
+    other = torch.multiprocessing.get_context("fork").Process(target=on_rank, args=(1, tmp_path, 1, 3))
     other.start()
     on_rank(0, tmp_path, 0, 1)
     other.join()

@@ -44,7 +44,7 @@ class TestEveryAssigner:
         assert assignment.matched_idxs.dtype == torch.int64
         assert assignment.matched_idxs.shape == (3, 240)
         for matched, number in zip(assignment.matched_idxs, numbers, strict=True):
-            assert -1 <= matched.min() and matched.max() < number
+            assert matched.min() >= -1 and matched.max() < number
         assert type(assignment.max_positives) is int
         assert 0 < (assignment.matched_idxs >= 0).sum() <= assignment.max_positives
         if assignment.alignment_metric is not None:

@@ -87,5 +87,5 @@ def test_the_assigner_counts_its_positives():
 
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.0, 0.5), (0.4, 1.1), (0.4,), (0.3, 0.4, 0.5)])
 def test_wrong_thresholds(thresholds):
-    with pytest.raises(ValueError, match="two numbers in .0, 1., the lower one first"):
+    with pytest.raises(ValueError, match="the lower one first"):
         MaxIoUAssigner(thresholds)

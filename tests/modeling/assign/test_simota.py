@@ -149,7 +149,9 @@ def test_the_assigner_matches_by_the_trained_scores_and_the_decoded_boxes():
     assert torch.equal(inputs.valid[0], valid)
     assignment = SimOTAAssigner(2.0, 7, 1.5)(inputs)
     settings = {"radius": 2.0, "candidates": 7, "iou_weight": 1.5}
-    expected = match_simota(inputs.log_scores[0].exp(), boxes, centers, strides, valid, gt_boxes, gt_classes, **settings)
+    expected = match_simota(
+        inputs.log_scores[0].exp(), boxes, centers, strides, valid, gt_boxes, gt_classes, **settings
+    )
     assert torch.equal(assignment.matched_idxs[0], expected)
     assert assignment.max_positives == 5 * 7
     assert assignment.alignment_metric is None and assignment.ignored is None
