@@ -12,7 +12,6 @@ from clq.benchmark.profiling import (
     training_places,
 )
 from clq.benchmark.synthetic import make_candidates, random_image
-from clq.modeling.assign.atss import ATSSAssigner
 from clq.modeling.head.feature_alignment import BACKENDS, FeatureAlignment, GeometricOffsets
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
@@ -127,10 +126,10 @@ def test_all_stages_of_a_detector_are_found(tiny, opts):
     assert set(meter.spent) == {"preprocessing", "backbone", "FPN", "head", "decode+NMS", "rest"} | alignment
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2  # the first look, and this
 
-    ticks, before = itertools.count(), ATSSAssigner.__call__
+    ticks, assigner = itertools.count(), getattr(model, "assigner", None)
     with EventStorage(), StageMeter(lambda: next(ticks)).on(training_places(model.train())) as meter:
         model([random_image(96, 96)])
-    assert ATSSAssigner.__call__ is before and "forward" not in vars(model)
+    assert "forward" not in vars(model) and getattr(model, "assigner", None) is assigner  # everything is as it was
     assert set(meter.spent) == {"data", "forward", "matching", "loss", "rest"}
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2
 
@@ -144,9 +143,10 @@ def test_a_compiled_network_is_one_stage(tiny, monkeypatch):
     assert model.compiled
 
 
-def test_task_aligned_matching_is_a_stage_too(tiny):
-    tood = ["MODEL.CLQ.ASSIGN.NAME", "task", "MODEL.CLQ.ASSIGN.WARMUP", 0.0]
-    model, ticks = build(tiny, *tood), itertools.count()
+@pytest.mark.parametrize("assigner", ["task", "simota", "max_iou"])
+def test_the_matching_of_every_assigner_is_a_stage(tiny, assigner):
+    opts = ["MODEL.CLQ.ASSIGN.NAME", assigner, "MODEL.CLQ.ASSIGN.WARMUP", 0.0]
+    model, ticks = build(tiny, *opts), itertools.count()
     with StageMeter(lambda: next(ticks)).on(training_places(model)) as meter:
         model([random_image(96, 96)])
     assert meter.spent["matching"]

@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from clq.modeling.assign.atss import ATSSAssigner
-from clq.modeling.assign.task_aligned import TaskAlignedAssigner
 from clq.modeling.head.feature_alignment import FeatureAlignment
 from clq.modeling.head.refinement import SampledBoxes
 
@@ -58,16 +56,15 @@ def inference_places(model: nn.Module) -> list[Place]:
 def training_places(model: nn.Module) -> list[Place]:
     """Where the stages of a training step's forward pass begin and end; its other stages are the caller's own.
 
-    Matching is this project's two matchers, and ``label_anchors`` of Detectron2's RetinaNet and FCOS.
+    Matching is the assigner of this project's detectors, and ``label_anchors`` of Detectron2's RetinaNet and FCOS.
     """
     places = [
         Place("data", model, "preprocess_image"),
         Place("forward", model, "forward"),
         Place("loss", model, "forward_training"),
         Place("matching", model, "label_anchors"),
+        Place("matching", model, "assigner"),
     ]
-    if hasattr(model, "matcher"):  # a call looks its function up in the class, not in the object
-        places += [Place("assignment", assigner, "__call__") for assigner in (ATSSAssigner, TaskAlignedAssigner)]
     return [place for place in places if hasattr(place.owner, place.attribute)]
 
 
