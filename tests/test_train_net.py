@@ -40,7 +40,7 @@ def test_a_training_with_another_assigner_learns(assigner, tiny, tmp_path, run):
     argv = ["--config-file", tiny, "OUTPUT_DIR", tmp_path, "MODEL.CLQ.ASSIGN.NAME", assigner, "SOLVER.MAX_ITER", 30]
     assert run("train_net.py", *argv) == 0
     (results,) = printed_results(tmp_path)
-    print("RES", results); assert 0
+    assert float(results.split(",")[1]) > 25  # AP50 after half of the usual training; untrained: 0
 
 
 def test_the_log_counts_the_objects_of_each_class(tiny, trained):

@@ -143,13 +143,14 @@ class TestEveryCoder:
         """Half a pixel matters: bfloat16 moves a side of 1,000 pixels by up to 2."""
         torch.manual_seed(0)
         pred = (torch.randn(50, coder.num_channels) * 3).to(dtype)
-        anchors, strides = torch.tensor([[0.0, 0, 1024, 1024]]), torch.tensor([128.0])
-        expected = coder.decode(pred.float(), anchors, strides)
+        anchors, stride = torch.tensor([[0.0, 0, 800, 800]]), 100.0  # no power of two, whose products are exact
+        expected = coder.decode(pred.double(), anchors.double(), stride).float()
         with torch.autocast("cpu", dtype):
             for x in (pred, pred.float()):
-                boxes = coder.decode(x, anchors, strides)
-                assert boxes.dtype == torch.float32
-                torch.testing.assert_close(boxes, expected)
+                for strides in (stride, torch.tensor([stride])):
+                    boxes = coder.decode(x, anchors, strides)
+                    assert boxes.dtype == torch.float32
+                    torch.testing.assert_close(boxes, expected, atol=1e-3, rtol=1e-5)
 
     def test_no_boxes(self, coder):
         empty = coder.decode(torch.zeros(0, coder.num_channels), torch.zeros(0, 4), torch.zeros(0))

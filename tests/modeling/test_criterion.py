@@ -230,6 +230,12 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
     check(losses, loss_cls=(2 * negatives + positives) / 2, loss_box=2 * box, loss_box_coarse=0.0)
     worse = vfnet(predictions._replace(coarse_box_pred=predictions.box_pred), targets, ANCHORS, STRIDES)
     assert worse["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
+    # The other way round: the refined boxes are perfect and of equal weight, the coarse ones keep their own weights.
+    refined = vfnet(
+        FlatPredictions(predictions.cls_logits, coarse, None, predictions.box_pred), targets, ANCHORS, STRIDES
+    )
+    assert refined["loss_box"].item() == pytest.approx(0.0, abs=1e-6)
+    assert refined["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
 
 
 def tood():
