@@ -30,9 +30,9 @@ def losses_of(model, sizes, padded, predictions, items):
 
 @pytest.mark.parametrize("variant", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
 def test_the_padding_of_the_batch_takes_no_part(variant):
-    """An image alone, and with a larger one beside it: same outputs at its own cells, nonsense beyond them.
+    """An image has the same losses alone and beside a larger one, whose size adds padding with arbitrary outputs.
 
-    With the cells beyond as candidates, the larger box would have other positives. The other image is empty and
+    If the padding held candidates, the larger box would have other positives. The other image has no objects and is
     predicted so; it counts as one positive.
     """
     model = build(variant)
@@ -57,8 +57,8 @@ def test_the_padding_of_the_batch_takes_no_part(variant):
             torch.testing.assert_close(losses[name], value * factor)
 
 
-def test_the_classes_learn_exactly_where_an_image_lies():
-    """Each image counts up to its own size rounded up to 32 pixels, each level to whole strides of that."""
+def test_the_class_loss_covers_exactly_the_image_without_padding():
+    """An image ends at its own size, rounded up to 32 pixels and then to whole strides of each level."""
     model, sizes, padded = build("clq"), [(33, 100), (160, 5), (96, 224)], (160, 224)
     out = raw_predictions(model, padded, n=3)
     for level in out.cls_logits:
@@ -88,8 +88,8 @@ def test_ignored_locations_have_no_class_loss():
     assert torch.equal(learns, labels != -1)
 
 
-def test_boxes_and_classes_go_to_the_image_they_belong_to():
-    """The loss of two images is that of each alone, weighted by its positives; an empty one counts as one."""
+def test_boxes_and_classes_belong_to_their_own_image():
+    """A loss of the batch is the mean of the images' losses, weighted by their positives; no positives count as one."""
     model = build("atss_lqe")
     items = [
         sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]),
@@ -122,8 +122,8 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
         ("atss", "CLS.FOCAL_ALPHA", 0.625, 0.5, "loss_cls"),
     ],
 )
-def test_settings_of_the_losses_reach_their_own_loss(variant, key, value, factor, name):
-    """On an image without objects for the class loss, at logit 0: (1/2)^beta, (1/2)^gamma and 1 - alpha are factors."""
+def test_each_setting_changes_its_own_loss_alone(variant, key, value, factor, name):
+    """For the class loss the image has no objects and logits of 0: factors (1/2)^beta, (1/2)^gamma, 1 - alpha."""
     items = [sample((96, 128), [] if name == "loss_cls" else [(20, 10, 70, 60)])]
     results = []
     for opts in ((), (f"MODEL.CLQ.{key}", value)):

@@ -9,7 +9,7 @@ MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
 
 
 def test_delta_decode_by_hand():
-    """Anchor 40 wide, 20 high about (100, 50); deltas shift it by (1/4, -1/2) of its sides, double and halve them."""
+    """An anchor 40 wide and 20 high around (100, 50), shifted by (1/4, -1/2) of its sides; one doubles, one halves."""
     anchor = torch.tensor([80.0, 40, 120, 60])
     deltas = torch.tensor([2.5, -5, 5 * math.log(2), -5 * math.log(2)])
     # centre (110, 40), size (80, 10)
@@ -40,7 +40,7 @@ def test_delta_agrees_with_detectron2_and_inverts_its_deltas(weights):
 
 
 def test_log_distances_by_hand():
-    """Anchor 64 wide about (100, 50): exp(0) is a whole anchor, so 64 to each side; halves and doubles from there."""
+    """An anchor 64 wide around (100, 50): at exp(0) = 1 each side lies 64 pixels from the centre."""
     coder, anchor = LogDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     torch.testing.assert_close(coder.decode(torch.zeros(4), anchor, 8.0), torch.tensor([36.0, -14, 164, 114]))
     pred = torch.tensor([0.5, 2.0, 0.25, 1.0]).log()
@@ -51,7 +51,7 @@ def test_log_distances_by_hand():
 
 
 def test_linear_distances_by_hand():
-    """Strides of 8 about (100, 50): 1, 2 and 3 of them, and a bottom above the centre."""
+    """1, 2 and 3 strides of 8 pixels from (100, 50), and a bottom side above the centre."""
     coder, anchor = LinearDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     pred, box = torch.tensor([1.0, 2, 3, -0.5]), torch.tensor([92.0, 34, 124, 46])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
@@ -76,7 +76,7 @@ def test_activated_distances_are_float32_under_autocast(dtype):
 
 
 def test_distribution_decode_by_hand():
-    """One-hot bins 1, 2, 3 and 16, and a half-half of 4 and 5, at stride 8 about (100, 50)."""
+    """Probability 1 for the bins 1, 2 and 16, and 1/2 each for 4 and 5, at stride 8 around (100, 50)."""
     coder, anchor = DistributionCoder(16), torch.tensor([68.0, 18, 132, 82])
     assert coder.num_channels == 68
     logits = torch.full((4, 17), -1e4)
@@ -129,7 +129,7 @@ class TestEveryCoder:
         torch.testing.assert_close(coder.decode(pred, anchors, strides), torch.stack(flat).view(2, 3, 5, 4))
 
     def test_units_are_those_of_the_anchor(self, coder):
-        """The unit anchor at stride 1 gives the box in strides about its location."""
+        """The unit anchor at stride 1 gives the box in strides relative to its location."""
         torch.manual_seed(0)
         pred, stride, center = torch.randn(6, coder.num_channels), 16.0, torch.tensor([32.0, 48.0])
         anchor = torch.cat((center - 64, center + 64))
@@ -140,7 +140,7 @@ class TestEveryCoder:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_boxes_are_float32_under_autocast(self, coder, dtype):
-        """Half a pixel matters: bfloat16 moves a side of 1,000 pixels by up to 2."""
+        """In bfloat16 the side of a box at 1,000 pixels would be off by up to 2 pixels."""
         torch.manual_seed(0)
         pred = (torch.randn(50, coder.num_channels) * 3).to(dtype)
         anchors, stride = torch.tensor([[0.0, 0, 800, 800]]), 100.0  # no power of two, whose products are exact
@@ -162,7 +162,7 @@ class TestEveryCoder:
 
 
 def test_auxiliary_losses():
-    """Deltas have none; a distribution has DFL, averaged over the sides: here uniform, log(n + 1)."""
+    """Deltas have none. A distribution has DFL, averaged over the sides: log(n + 1) for one that is uniform."""
     anchors, boxes = torch.tensor([[-32.0, -32, 32, 32]]), torch.tensor([[-12.0, -8.4, 20, 127]])
     assert DeltaCoder().auxiliary_loss(torch.zeros(1, 4), boxes, anchors, torch.tensor([8.0])) == {}
     pred = torch.zeros(1, 4, 17)

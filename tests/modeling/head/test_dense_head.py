@@ -55,7 +55,7 @@ def test_a_new_head_predicts_the_prior_and_the_anchor():
             assert module.bias is None or module is head.cls_logits or not module.bias.any()
 
 
-def test_each_level_has_its_own_scale_of_the_boxes_alone():
+def test_each_level_scales_its_box_predictions_and_nothing_else():
     head, features = make_head(), make_features()
     before = head(features)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_without_scales_of_levels_there_is_no_such_parameter():
 
 
 @pytest.mark.parametrize("tower", ["cls", "reg"])
-def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(tower):
+def test_levels_share_the_towers_and_the_quality_reads_the_tower_of_its_branch(tower):
     branch = ConvQualityBranch(64, tower)
     head, feature = make_head(quality=branch, align=FeatureAlignment(32, GeometricOffsets())), make_features()[0]
     head.eval()
@@ -89,7 +89,7 @@ def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(to
     torch.testing.assert_close(same.cls_logits[0], head.cls_logits(towers["cls"]))
 
 
-def test_heads_of_their_own_share_nothing_and_each_is_the_head_of_its_level():
+def test_heads_per_level_share_nothing_and_each_predicts_its_own_level():
     heads = [make_head(), make_head(level_scales=False)]
     nn.init.normal_(heads[1].cls_logits.bias)
     both, features = HeadPerLevel(heads), make_features()[:2]
@@ -104,7 +104,7 @@ def test_heads_of_their_own_share_nothing_and_each_is_the_head_of_its_level():
 
 
 class Recorder(nn.Module):
-    """Alignment that passes features through and keeps the boxes it was given."""
+    """An alignment that returns its features and keeps the boxes that it was given."""
 
     def forward(self, features, boxes):
         self.boxes = boxes
@@ -112,7 +112,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [8.0, 5.0])
-def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
+def test_the_alignment_gets_the_regressed_box_in_cells_relative_to_its_location(scale):
     head = make_head(align=Recorder(), anchor_scale=scale)
     nn.init.zeros_(head.box_pred.weight)
     head.box_pred.bias.data = torch.tensor([10.0, 0.0, 5 * math.log(2), 0.0]) / 2  # the scale below doubles them
@@ -147,7 +147,7 @@ def test_the_class_tower_sees_the_aligned_feature():
 
 
 @pytest.mark.parametrize("align", [None, GeometricOffsets, LearnedOffsets])
-def test_under_autocast_boxes_are_float32_and_all_is_near(align):
+def test_under_autocast_boxes_are_float32_and_all_outputs_are_close(align):
     head, features = (
         make_head(align=align and FeatureAlignment(32, align()), num_convs=1, conv_dim=32),
         make_features(1),
@@ -163,9 +163,10 @@ def test_under_autocast_boxes_are_float32_and_all_is_near(align):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", ["GN", "", "BN"])
 def test_norms_and_a_single_cell(norm, training):
-    """32 channels in 32 groups on one cell of one image: ordinary for GN; plain convolutions carry a bias instead.
+    """A single cell of one image, where each group of GN has one value, works with every norm.
 
-    A single value has no variance: BN then normalises with its running statistics, and leaves them.
+    A single value has no variance, so BN uses its running statistics there and leaves them as they are. Convolutions
+    have a bias exactly where there is no normalization.
     """
     head = make_head(norm=norm, conv_dim=32).train(training)
     before = {name: value.clone() for name, value in head.named_buffers()}
@@ -176,9 +177,9 @@ def test_norms_and_a_single_cell(norm, training):
     assert biases == [norm == ""] * 2
 
 
-@pytest.mark.parametrize(("norm", "channels", "said"), [("GN", 48, "48 channels"), ("XN", 32, "XN is no norm")])
-def test_wrong_norms(norm, channels, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("norm", "channels", "message"), [("GN", 48, "48 channels"), ("XN", 32, "XN is no norm")])
+def test_wrong_norms_are_refused(norm, channels, message):
+    with pytest.raises(ValueError, match=message):
         make_head(norm=norm, conv_dim=channels)
 
 

@@ -100,7 +100,7 @@ def test_a_few_steps_fit_one_batch_and_it_is_found_again(variant):
     with torch.no_grad():
         (found,) = model([{"image": item["image"], "height": 128, "width": 192}])
     found = found["instances"]
-    assert found.image_size == (128, 192)  # the size asked for, twice the input's
+    assert found.image_size == (128, 192)  # as requested, twice the size of the input
     best = [found[found.pred_classes == k].pred_boxes.tensor[0] / 2 for k in (0, 1)]
     torch.testing.assert_close(torch.stack(best), torch.tensor(boxes), atol=6.0, rtol=0)
 
@@ -123,7 +123,7 @@ def test_detections_carry_the_scores_of_their_variant(variant):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("BOX.CODING", "xywh", "xywh is not one of delta, distance, ltrb, distribution"),
         ("BOX.WEIGHT_BY", "area", "area is not one of none, centerness, score, iou, alignment"),
@@ -147,8 +147,8 @@ def test_detections_carry_the_scores_of_their_variant(variant):
         ("CONV_DIM", 40, "40 channels"),
     ],
 )
-def test_wrong_settings_are_named(key, value, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_wrong_settings_are_named(key, value, message):
+    with pytest.raises(UserError, match=message) as error:
         build("clq", f"MODEL.CLQ.{key}", value)
     assert "MODEL.CLQ." in str(error.value)
     assert "\n" not in str(error.value)
