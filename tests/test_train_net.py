@@ -35,6 +35,14 @@ def test_training_learns_and_reports(trained):
     assert f"{last['bbox/AP']:.4f}" == results.split(",")[0]
 
 
+@pytest.mark.parametrize("assigner", ["simota", "max_iou"])
+def test_a_training_with_another_assigner_learns(assigner, tiny, tmp_path, run):
+    argv = ["--config-file", tiny, "OUTPUT_DIR", tmp_path, "MODEL.CLQ.ASSIGN.NAME", assigner, "SOLVER.MAX_ITER", 30]
+    assert run("train_net.py", *argv) == 0
+    (results,) = printed_results(tmp_path)
+    assert float(results.split(",")[1]) > 25  # AP50 after half of the usual training; untrained: 0
+
+
 def test_the_log_counts_the_objects_of_each_class(tiny, trained):
     """Detectron2's table, for the training set and for the test set."""
     log = re.sub(r"\x1b\[\d+m", "", (trained / "log.txt").read_text())

@@ -60,7 +60,7 @@ def test_a_folder_without_a_whole_checkpoint_is_refused(folder):
 @pytest.mark.parametrize("name", ["../model_0000009.pth", "/etc/passwd", "..", "sub/model_0000009.pth"])
 def test_a_checkpoint_outside_of_the_folder_is_refused(name, folder):
     (folder / "last_checkpoint").write_text(name)
-    with pytest.raises(UserError, match="last_checkpoint: names .* which is not a file of its folder"):
+    with pytest.raises(UserError, match=r"last_checkpoint: names .* which is not a file of its folder"):
         checkpoint_to_resume(str(folder))
 
 

@@ -121,12 +121,13 @@ def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     r"""Centerness of the anchors' centres, :math:`\sqrt{\frac{\min(l, r) \min(t, b)}{\max(l, r) \max(t, b)}}` (FCOS).
 
     Args:
-        anchors: (P, 4) anchors, XYXY, whose centres lie inside the ground truths.
+        anchors: (P, 4) anchors, XYXY.
         gt_boxes: (P, 4) ground-truth boxes, XYXY in the same units.
 
     Returns:
-        (P,) in (0, 1].
+        (P,) in [0, 1]. It is 0 for a centre that does not lie inside the ground truth, as SimOTA and the assignment by
+        IoU may match.
     """
     center = (anchors[:, :2] + anchors[:, 2:]) * 0.5
     near, far = center - gt_boxes[:, :2], gt_boxes[:, 2:] - center
-    return (near.minimum(far) / near.maximum(far)).prod(dim=-1).sqrt()
+    return (near.minimum(far) / near.maximum(far)).clamp(min=0).prod(dim=-1).sqrt()
