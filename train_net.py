@@ -13,6 +13,7 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import fill_num_classes
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.engine.launch import launch_cli
+from clq.engine.resume import is_finished
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -20,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 
 def setup(args):
-    """Checks everything that the call names, and returns the frozen config.
+    """Checks everything that the call names, and returns the frozen config, or None if its training is finished.
 
     The number of classes is filled in, so that the saved copy of the config can be used without the training set.
     """
@@ -30,6 +31,9 @@ def setup(args):
         check_training(cfg)
         if not args.resume:
             refuse_overwriting(cfg.OUTPUT_DIR)
+        max_iter = Trainer.auto_scale_workers(cfg, comm.get_world_size()).SOLVER.MAX_ITER
+        if args.resume and is_finished(cfg.OUTPUT_DIR, max_iter):
+            return None
     make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clq")  # default_setup covers Detectron2's own
     check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
@@ -42,6 +46,8 @@ def setup(args):
 def main(args):
     """Trains, or evaluates with --eval-only."""
     cfg = setup(args)
+    if cfg is None:
+        return
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB)

@@ -6,7 +6,7 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
@@ -21,9 +21,11 @@ from torch.utils import _foreach_utils
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.config import check_keys
+from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, NewestCheckpoints
+from clq.engine.resume import ExactResume
 from clq.errors import UserError, blamed_on
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
@@ -107,12 +109,15 @@ class Trainer(DefaultTrainer):
 
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
+        hooks.append(ExactResume(self.model, self._trainer.data_loader, self.cfg))
         return hooks
 
     def train(self) -> dict | None:
         """Runs the training; returns the results of the last evaluation on the main process, and None on others."""
         # Detectron2 logs a traceback of every exception, but a mistake of the user is reported in one line.
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_not_user_error)
+        if self.start_iter >= max(self.max_iter, 1):  # interrupted after the last step, before its result was saved
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
@@ -209,9 +214,9 @@ class Trainer(DefaultTrainer):
             return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        """Builds Detectron2's loader with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
-        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """A loader that a resumed training continues, with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
+        return build_train_loader(cfg, build_train_mapper(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
