@@ -6,6 +6,7 @@ import pytest
 import torch
 from clq.engine import trainer
 from clq.engine.amp import AutocastTrainer, build_step
+from clq.engine.step import TrainingStep
 from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
 from detectron2.engine import SimpleTrainer
@@ -159,7 +160,7 @@ def test_the_step_follows_the_config(dtype, expected):
     model = Squares()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plain = build_step(config(), model, batches(), optimizer)
-    assert type(plain) is SimpleTrainer
+    assert type(plain) is TrainingStep
     run(plain)
     assert model.dtype == torch.float32
     step = build_step(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype), model, batches(), optimizer)
@@ -172,7 +173,7 @@ def test_the_step_follows_the_config(dtype, expected):
 def test_steps_are_those_of_a_plain_loop_under_autocast(dtype):
     model, other = Squares(0.1), Squares(0.1)
     optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, other))
-    run(AutocastTrainer(model, batches(), optimizer, "cpu", dtype), 3)
+    run(AutocastTrainer(model, batches(), optimizer, device="cpu", dtype=dtype), 3)
     for x in batches()[:3]:
         with torch.autocast("cpu", dtype):
             losses = other(x)
@@ -189,7 +190,7 @@ def make_step(dtype, factor=0.1, clip=None):
     if clip:
         opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", clip]
     model = Squares(factor)
-    return AutocastTrainer(model, batches(), Trainer.build_optimizer(config(*opts), model), "cpu", dtype)
+    return AutocastTrainer(model, batches(), Trainer.build_optimizer(config(*opts), model), device="cpu", dtype=dtype)
 
 
 def test_gradients_are_clipped_at_their_true_size():

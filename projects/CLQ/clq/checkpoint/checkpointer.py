@@ -14,6 +14,7 @@ from iopath.common.file_io import file_lock
 from torch import Tensor
 
 from clq.checkpoint.backbone_names import BODY, BODY_MARKS, body_names
+from clq.checkpoint.finite import find_nonfinite
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,19 @@ class Checkpointer(DetectionCheckpointer):
             # Detectron2 main's: an error would leave it set, and fail the next load.
             self._parsed_url_during_load = None
 
+    def save(self, name: str, **kwargs) -> None:
+        """Writes a checkpoint as in Detectron2, never one with values that are not finite.
+
+        Raises:
+            UserError: a weight, or what is saved beside the weights, is NaN or infinite.
+        """
+        if self.save_dir and self.save_to_disk:
+            states = {"model": self.model, **self.checkpointables}
+            if bad := find_nonfinite({key: obj.state_dict() for key, obj in states.items()}):
+                path = os.path.join(self.save_dir, f"{name}.pth")
+                raise UserError(f"{path}: not written, because {bad} is not finite; continue from one that is older.")
+        super().save(name, **kwargs)
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what is resumed must be a checkpoint of exactly this model."""
         strict = self.strict
@@ -149,6 +163,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict):
         found = super()._load_model(checkpoint)
+        if bad := find_nonfinite(self.model.state_dict()):
+            raise UserError(f"{self._source}: {bad} has values that are NaN or infinite; give another checkpoint.")
         parameters = {name for name, _ in self.model.named_parameters()}
         if parameters <= set(found.missing_keys):
             raise UserError(f"{self._source}: none of its weights fits this model ({_differences(*found)}).")

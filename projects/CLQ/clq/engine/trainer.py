@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer with this project's checkpointer, optimizers, loaders and step."""
 
+import contextlib
 import logging
 import os
 import weakref
@@ -8,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -21,8 +22,11 @@ from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.config import check_keys
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.engine import signals
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import EMAHook
+from clq.engine.nonfinite import FiniteWeights
+from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
 from clq.modeling.test_time_augmentation import DenseTTA
 
@@ -70,11 +74,20 @@ class Trainer(DefaultTrainer):
         on, detections in the folder ``ema/inference``. With the second, a training ends with a test with augmentation.
         """
         hooks, cfg = super().build_hooks(), self.cfg.clone()
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        states = {"model": self.checkpointer.model.state_dict, "optimizer": self.optimizer.state_dict}
+        weights = FiniteWeights(period, **states)
+        self._stop_hook = StopHook(self.checkpointer, weights, period)
         own = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(own, self._stop_hook)
+        writing = next((i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer)), own)
+        hooks.insert(writing, weights)
+        own += 2
         if cfg.TEST.AUG.ENABLED:
             hooks.insert(own + 1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before the writers
         if cfg.SOLVER.EMA.ENABLED:
             average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
+            weights.add("average", average.model.state_dict)
             cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
 
@@ -90,13 +103,25 @@ class Trainer(DefaultTrainer):
         """Runs the training; returns the last evaluation's results on the main process."""
         # Detectron2 logs a traceback of whatever ends a training; a mistake in the data is said in one line instead.
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
-        super().train()
+        with signals.stop_signals(), signals.deferred():
+            try:
+                super().train()
+            except signals.InterruptedAtOnce as e:  # in an evaluation, which changes nothing
+                self._stop_hook.end(e.signum)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def after_train(self) -> None:
+        """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
         """Detectron2's, in the precision of ``TEST.AMP``."""
-        with inference_autocast(cfg):
+        # A signal ends an evaluation at once, even within a training. Of several processes none can end it alone.
+        alone = comm.get_world_size() == 1
+        with signals.deferred(False) if alone else contextlib.nullcontext(), inference_autocast(cfg):
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -175,12 +200,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """Detectron2's loader with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
-        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+        return signals.shield_workers(build_detection_train_loader(cfg, mapper=build_train_mapper(cfg)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Detectron2's loader with this project's reader of images."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
+        return signals.shield_workers(build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg)))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
