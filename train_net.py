@@ -14,6 +14,7 @@ from clq.data.datasets import fill_num_classes
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.engine.launch import launch_cli
 from clq.engine.resume import is_finished
+from clq.engine.signals import stop_signals
 from clq.engine.trainer import Trainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -43,6 +44,7 @@ def setup(args):
     return cfg
 
 
+@stop_signals(second_ends_process=True)
 def main(args):
     """Trains, or evaluates with --eval-only."""
     cfg = setup(args)

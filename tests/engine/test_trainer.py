@@ -8,6 +8,7 @@ import pytest
 import torch
 from clq.engine import trainer
 from clq.engine.amp import AutocastTrainer, build_step
+from clq.engine.step import TrainingStep
 from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
 from detectron2.engine import SimpleTrainer
@@ -161,7 +162,7 @@ def test_the_step_runs_in_the_precision_of_the_config(dtype, expected):
     model = Squares()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plain = build_step(config(), model, batches(), optimizer)
-    assert type(plain) is SimpleTrainer
+    assert type(plain) is TrainingStep
     run(plain)
     assert model.dtype == torch.float32
     step = build_step(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype), model, batches(), optimizer)

@@ -1,6 +1,7 @@
-"""The exception for mistakes that the user can correct."""
+"""The exceptions for mistakes that the user can correct, and for the end that a signal asks for."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 
@@ -10,6 +11,32 @@ class UserError(Exception):
     The message is one readable line that names what is at fault and what to do next. The command-line tools print it
     without a traceback and exit with status 2 (see :func:`clq.utils.cli.run_cli`).
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the process to end, and what had to be saved is saved.
+
+    It is a KeyboardInterrupt, so that ``except Exception`` does not catch it and a notebook shows it as one.
+
+    Args:
+        signum: number of the signal.
+        message: one line on what was saved and how to continue; empty where another process reports it.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+        self.message = message
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status that shells report for a process that this signal has ended."""
+        return 128 + self.signum
+
+
+def signal_name(signum: int) -> str:
+    """The name of a signal, such as SIGTERM."""
+    return signal.Signals(signum).name
 
 
 @contextlib.contextmanager

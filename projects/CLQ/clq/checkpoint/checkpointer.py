@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from clq.checkpoint.backbone_names import BOTTOM_UP, TYPICAL_KEYS
+from clq.checkpoint.finite import find_nonfinite
 from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
 from clq.checkpoint.storage import DamagedFile, read_weights, save_torch
 from clq.checkpoint.torchvision_weights import TORCHVISION, torchvision_file, torchvision_to_detectron2
@@ -77,13 +78,16 @@ class Checkpointer(DetectionCheckpointer):
             **kwargs: other data to save.
 
         Raises:
-            UserError: the file cannot be written. The earlier checkpoints stay as they are.
+            UserError: a value to save is NaN or infinite, or the file cannot be written. The earlier checkpoints stay
+                as they are.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: x.state_dict() for key, x in self.checkpointables.items()})
         path = os.path.join(self.save_dir, f"{name}.pth")
+        if bad := find_nonfinite(data):
+            raise UserError(f"{path}: not written, because {bad} is not finite; continue from an older checkpoint.")
         self.logger.info("Saving checkpoint to %s", path)
         save_torch({**data, **kwargs}, path)
         if name != BEST:
@@ -189,6 +193,8 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict):
         """Loads the weights and checks what did not fit."""
         found = super()._load_model(checkpoint)
+        if bad := find_nonfinite(self.model.state_dict()):
+            raise UserError(f"{self._source}: {bad} has values that are NaN or infinite; give another checkpoint.")
         parameters = {name for name, _ in self.model.named_parameters()}
         if parameters <= set(found.missing_keys):
             differences = Mismatch(found.missing_keys, found.unexpected_keys, found.incorrect_shapes)

@@ -81,6 +81,24 @@ SOLVER_KEYS = (
         Number(minimum=1),
     ),
     Key(
+        "SOLVER.ON_NONFINITE",
+        "stop",
+        "What happens at a step whose losses or gradients are NaN or infinite. Either way, nonfinite_ITERATION.json in "
+        "OUTPUT_DIR describes it: the names of its images, their boxes, losses, learning rate and gradient norms.",
+        OneOf(
+            {
+                "stop": "The training ends, on all processes, with one line.",
+                "skip": "The step is left out: weights and running statistics stay as they were before it.",
+            }
+        ),
+    ),
+    Key(
+        "SOLVER.MAX_NONFINITE_STEPS",
+        10,
+        "The number of steps in a row that SOLVER.ON_NONFINITE skip leaves out. The next one ends the training.",
+        Number(minimum=1),
+    ),
+    Key(
         "SOLVER.EMA.ENABLED",
         False,
         "Whether an exponential moving average of the weights is kept, evaluated and saved beside them.",

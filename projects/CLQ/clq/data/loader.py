@@ -9,6 +9,7 @@ although nothing about the loader is saved. The number of workers and what they 
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
@@ -34,12 +35,13 @@ class TrainLoader:
         seed: seed of the order and of the augmentations; the same in all processes.
         start: iteration of the first batch of an iterator. The iterator reads it, like the seed, when its first batch
             is asked for. To reach it, indices are drawn and dropped; no image is read.
+        worker_init_fn: function called with the number of a worker when it starts, or None.
         digest: digest of the image files in their order, to recognise the data set by.
     """
 
     def __init__(
         self,
-        records: Sequence[dict],
+        records: Sequence[dict] | Any,
         mapper: Callable[[dict], dict],
         build_sampler: Callable[[int, Dataset], Iterable[int]],
         *,
@@ -66,13 +68,14 @@ class TrainLoader:
         self._groups = bytes(wide)  # one byte per record, 0 or 1
         self.digest = hashlib.sha256("\n".join(str(r.get("file_name")) for r in entries).encode()).hexdigest()
         # As in Detectron2: the records are kept in one block of bytes, which worker processes share.
-        self._dataset = DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        self._dataset: Dataset = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self._mapper = mapper
         self._build_sampler = build_sampler
         self._batch_size = batch_size
         self._num_workers = num_workers
         self.seed = seed
         self.start = 0
+        self.worker_init_fn: Callable[[int], None] | None = None
 
     def __iter__(self) -> Iterator[list[dict]]:
         # A generator: its body runs when the first batch is asked for. Detectron2 0.6 calls iter() before the trainer
@@ -84,6 +87,7 @@ class TrainLoader:
             sampler=itertools.chain.from_iterable(batches),
             num_workers=self._num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=self.worker_init_fn,
             generator=Generator(),  # or the loader would draw from the default generator, which the model uses
         )
         samples = iter(loader)
@@ -140,7 +144,7 @@ class _Samples(Dataset):
             return self._mapper(self._dataset[index])
 
 
-def _unchanged(sample: dict) -> dict:
+def _unchanged(sample: Any) -> Any:
     return sample
 
 

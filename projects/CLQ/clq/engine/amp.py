@@ -1,14 +1,14 @@
 """Mixed precision: in training after ``SOLVER.AMP``, in evaluation and demo after ``TEST.AMP``."""
 
-import time
 from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from clq.config import check_keys
+from clq.engine.nonfinite import NonFinitePolicy
+from clq.engine.step import TrainingStep
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,25 +43,27 @@ def inference_autocast(cfg: CfgNode) -> torch.autocast:
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype, enabled=dtype is not None)
 
 
-def build_step(cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
-    """Returns Detectron2's inner trainer, with autocast if ``SOLVER.AMP`` enables it.
+def build_step(cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer) -> TrainingStep:
+    """Returns the step of a training, with autocast if ``SOLVER.AMP`` enables it.
 
     Raises:
-        UserError: the dtype is unknown.
+        UserError: the dtype is unknown, or a key of ``SOLVER.ON_NONFINITE`` does not accept its value.
     """
-    dtype = autocast_dtype(cfg, "SOLVER")
+    dtype, policy = autocast_dtype(cfg, "SOLVER"), NonFinitePolicy.from_config(cfg)
     if dtype is None:
-        return SimpleTrainer(model, loader, optimizer)
-    return AutocastTrainer(model, loader, optimizer, device=torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)
+        return TrainingStep(model, loader, optimizer, policy)
+    device = torch.device(cfg.MODEL.DEVICE).type
+    return AutocastTrainer(model, loader, optimizer, policy, device=device, dtype=dtype)
 
 
-class AutocastTrainer(SimpleTrainer):
+class AutocastTrainer(TrainingStep):
     """A counterpart of Detectron2's AMPTrainer for any device and dtype. With float16 it scales the loss.
 
     Args:
-        model: model to train, see :class:`SimpleTrainer`.
-        data_loader: iterable of batches, see :class:`SimpleTrainer`.
-        optimizer: optimizer of the model, see :class:`SimpleTrainer`.
+        model: model to train, see :class:`TrainingStep`.
+        data_loader: iterable of batches, see :class:`TrainingStep`.
+        optimizer: optimizer of the model, see :class:`TrainingStep`.
+        policy: what happens where a step is not finite, see :class:`TrainingStep`.
         device: type of the model's device, such as ``cuda``.
         dtype: dtype of autocast.
     """
@@ -71,28 +73,35 @@ class AutocastTrainer(SimpleTrainer):
         model: nn.Module,
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
+        policy: NonFinitePolicy | None = None,
         *,
         device: str,
         dtype: torch.dtype,
     ):
-        super().__init__(model, data_loader, optimizer)
+        super().__init__(model, data_loader, optimizer, policy)
         self.device, self.dtype = device, dtype
         self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
-    def run_step(self) -> None:
-        """Runs one step; gradients are unscaled before the optimizer clips them."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+    def _forward(self, data: object) -> dict[str, Tensor]:
         with torch.autocast(self.device, self.dtype):
-            loss_dict = self.model(data)
-            losses = sum(loss_dict.values())
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
-        self._write_metrics(loss_dict, data_time)
-        self.grad_scaler.unscale_(self.optimizer)
+            return self.model(data)
+
+    def _backward(self, loss: Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
+
+    def _update(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _undo(self) -> None:
+        super()._undo()
+        if self.grad_scaler.is_enabled():
+            self.grad_scaler.update(self.grad_scaler.get_scale())  # the scale stays, and the next step may unscale
+
+    def _gradients_must_be_finite(self) -> bool:
+        # A scale that is too large makes them infinite. The scaler then leaves the step out and lowers the scale.
+        return not self.grad_scaler.is_enabled() or self.grad_scaler.get_scale() <= 1
 
     def state_dict(self) -> dict:
         """The state of the optimizer and of the loss scaling."""

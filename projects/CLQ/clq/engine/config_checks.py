@@ -5,6 +5,7 @@ and keys of both kinds that have to fit to others.
 """
 
 import inspect
+import math
 import os
 
 from detectron2.config import CfgNode
@@ -33,6 +34,7 @@ def check_model(cfg: CfgNode) -> None:
         UserError: the first key that is at fault.
     """
     check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB")
+    _check_finite(cfg)
     backbone = cfg.MODEL.BACKBONE.NAME
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _one_of("MODEL.BACKBONE.NAME", backbone, [name for name, _ in BACKBONE_REGISTRY])
@@ -74,6 +76,23 @@ def check_training(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH {batch}: must be at least 1 and a multiple of the number of processes, {workers}."
         )
     _check_accumulate(cfg, batch // workers)
+
+
+def _check_finite(group: CfgNode, prefix: str = "") -> None:
+    """Checks that no number of a config is NaN or infinite, those of Detectron2's own keys included."""
+    for name, value in group.items():
+        key = prefix + name
+        if isinstance(value, CfgNode):
+            _check_finite(value, f"{key}.")
+        elif not _is_finite(value) and (key, value) != ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise UserError(f"{key} {shown}: must be finite.")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check_sampler(cfg: CfgNode) -> None:

@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer with the checkpointer, optimizers, loaders and training step of this project."""
 
+import contextlib
 import logging
 import os
 import weakref
@@ -23,9 +24,12 @@ from clq.checkpoint.checkpointer import Checkpointer
 from clq.config import check_keys
 from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.engine import signals
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, NewestCheckpoints
+from clq.engine.nonfinite import FiniteWeights
 from clq.engine.resume import ExactResume
+from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
@@ -91,6 +95,14 @@ class Trainer(DefaultTrainer):
                     self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
                 )
         evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        states = {"model": self.checkpointer.model.state_dict, "optimizer": self.optimizer.state_dict}
+        weights = FiniteWeights(period, **states)
+        self._stop_hook = StopHook(self.checkpointer, weights, period)
+        hooks.insert(evaluation, self._stop_hook)
+        writing = next((i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer)), evaluation)
+        hooks.insert(writing, weights)
+        evaluation += 2
         if cfg.SOLVER.SAVE_SAFETENSORS:
             hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR))
         if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
@@ -100,6 +112,7 @@ class Trainer(DefaultTrainer):
             hooks.insert(evaluation + 1, hook)  # before the writers
         if cfg.SOLVER.EMA.ENABLED:
             average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
+            weights.add("average", average.model.state_dict)
             cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
 
@@ -118,13 +131,25 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_not_user_error)
         if self.start_iter >= max(self.max_iter, 1):  # interrupted after the last step, before its result was saved
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
-        super().train()
+        with signals.stop_signals(), signals.deferred():
+            try:
+                super().train()
+            except signals.InterruptedAtOnce as e:  # in an evaluation, which changes nothing
+                self._stop_hook.end(e.signum)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def after_train(self) -> None:
+        """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
         """Evaluates a model as Detectron2 does, in the precision of ``TEST.AMP``."""
-        with inference_autocast(cfg):
+        # A signal ends an evaluation at once, even within a training. Of several processes none can end it alone.
+        alone = comm.get_world_size() == 1
+        with signals.deferred(False) if alone else contextlib.nullcontext(), inference_autocast(cfg):
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -216,12 +241,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """A loader that a resumed training continues, with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
-        return build_train_loader(cfg, build_train_mapper(cfg))
+        loader = build_train_loader(cfg, build_train_mapper(cfg))
+        loader.worker_init_fn = signals.start_worker
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Builds Detectron2's loader with the image reader of this project."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
+        return signals.shield_workers(build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg)))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:

@@ -3,13 +3,14 @@
 import argparse
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from clq.errors import UserError
+from clq.errors import Interrupted, UserError
 
 
 def positive(text: str) -> int:
@@ -73,7 +74,8 @@ def run_cli(main: Callable[..., object], *args: object) -> NoReturn:
     """Calls ``main(*args)`` and exits.
 
     The exit status is the result of ``main`` if that is an integer, else 0. For a :class:`UserError`, the message is
-    printed to stderr and the exit status is 2.
+    printed to stderr and the exit status is 2. For a signal, its line is printed and the exit status is 128 + its
+    number: 130 for SIGINT, 143 for SIGTERM.
     """
     try:
         status = main(*args)
@@ -82,4 +84,11 @@ def run_cli(main: Callable[..., object], *args: object) -> NoReturn:
         message = str(e).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
         print(f"{sys.argv[0]}: {message}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as e:
+        if e.message:
+            print(f"{sys.argv[0]}: {e.message}", file=sys.stderr)
+        sys.exit(e.exit_status)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: SIGINT: ended.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(status if isinstance(status, int) else 0)

@@ -146,6 +146,8 @@ def _fastest(x: Tensor, offsets: Tensor) -> str:
 
 def deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """:func:`torchvision.ops.deform_conv2d` outside autocast, because not every device has the op in half precision."""
+    if x.device.type == "cpu":  # where the op reads outside the map at a NaN, and crashes; so it reads far away instead
+        offsets = offsets.nan_to_num(torch.finfo(offsets.dtype).max)
     with torch.autocast(x.device.type, enabled=False):
         return deform_conv2d(x, offsets, weight, padding=1)
 
@@ -236,7 +238,8 @@ def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     above = position - below  # in [0, 1), with gradient
     cells = torch.stack((below, below + 1), dim=-1)
     weights = torch.stack((1 - above, above), dim=-1) * ((cells >= 0) & (cells < size))
-    return cells.clamp(0, size - 1).int(), weights
+    # Integers are clamped, because a clamped NaN is a NaN, which is no index. Its weights make the loss NaN.
+    return cells.int().clamp_(0, size - 1), weights
 
 
 def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
