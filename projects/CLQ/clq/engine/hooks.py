@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from clq.engine.heartbeat import Heartbeat
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,3 +70,20 @@ class EMAHook(HookBase):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._average.load_state_dict(state_dict)
+
+
+class HeartbeatHook(HookBase):
+    """Reports the iteration to the other ranks; in a step, unlike in what hooks do after it, no rank may be idle.
+
+    Args:
+        heartbeat: heartbeat of this process.
+    """
+
+    def __init__(self, heartbeat: Heartbeat):
+        self._heartbeat = heartbeat
+
+    def before_step(self) -> None:
+        self._heartbeat.begin_step(self.trainer.iter)
+
+    def after_step(self) -> None:
+        self._heartbeat.end_step()

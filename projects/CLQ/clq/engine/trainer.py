@@ -20,8 +20,10 @@ from torch.utils import _foreach_utils
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.engine import heartbeat
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import EMAHook
+from clq.engine.hooks import EMAHook, HeartbeatHook
+from clq.engine.process_group import share_buffers
 from clq.errors import UserError, blamed_on
 from clq.modeling.test_time_augmentation import DenseTTA
 
@@ -83,6 +85,8 @@ class Trainer(DefaultTrainer):
 
             hooks.insert(own + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
+        if (beat := heartbeat.current()) is not None:
+            hooks.insert(0, HeartbeatHook(beat))
         return hooks
 
     def train(self) -> dict | None:
@@ -95,7 +99,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
         """Detectron2's, in the precision of ``TEST.AMP``."""
-        with inference_autocast(cfg):
+        share_buffers(model)
+        with inference_autocast(cfg), heartbeat.watched():
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -195,7 +200,8 @@ class Trainer(DefaultTrainer):
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    # Of several ranks, all but the first to fail are told in obscure words that another one is gone.
+    return not (record.exc_info and (isinstance(record.exc_info[1], UserError) or comm.get_world_size() > 1))
 
 
 def has_fused_kernels(model: nn.Module) -> bool:
