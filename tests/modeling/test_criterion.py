@@ -325,7 +325,7 @@ def three_images():
 
 
 def losses_of_images(first, last):
-    """Summed losses of each row on the images from ``first`` to before ``last``, as if they were the whole batch."""
+    """Losses of several detectors on the images from ``first`` to before ``last``, as if they were the whole batch."""
     (cls, deltas, quality, bins), targets, anchors, strides = three_images()
     keep = (targets.image >= first) & (targets.image < last)
     own = targets._replace(
@@ -335,7 +335,16 @@ def losses_of_images(first, last):
         **{name: getattr(targets, name)[keep] for name in ("location", "is_positive", "gt_boxes", "gt_classes")},
     )
     results = []
-    for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
+    # Also with a lower bound that counts, and with a sum of alignment metrics of zero, which counts as 1.
+    none = own._replace(num_pos=tensor(0.0))
+    rows = (
+        (atss(), deltas, own),
+        (clq(), deltas, own),
+        (gfl(), bins, own),
+        (gfl(50.0), bins, own),
+        (atss(), deltas, none),
+    )
+    for loss, boxes, own in rows:
         predictions = Predictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
         predictions = predictions if loss.quality_target else predictions._replace(quality_logits=None)
         results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})

@@ -69,7 +69,8 @@ def launch_cli(main: Callable, args: argparse.Namespace) -> NoReturn:
 def _launch(main: Callable, args: argparse.Namespace) -> int | None:
     if started_by_torchrun():
         return _run_rank(main, args)
-    machines, processes = args.num_machines or 1, _processes_per_machine(args)
+    machines = 1 if args.num_machines is None else args.num_machines
+    processes = _processes_per_machine(args, machines)
     if machines * processes == 1:
         return main(args)
     rendezvous: dict = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
@@ -112,8 +113,7 @@ def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace
         return first.error_file_data.get("status", max(first.exitcode, 1))
 
 
-def _processes_per_machine(args: argparse.Namespace) -> int:
-    machines = args.num_machines or 1
+def _processes_per_machine(args: argparse.Namespace, machines: int) -> int:
     if machines < 1:
         raise UserError(f"--num-machines {machines}: must be at least 1.")
     if args.num_processes is not None:
@@ -164,9 +164,7 @@ def _device_type(args: argparse.Namespace, processes: int) -> str:
     device = clq.setup_cfg(args.config_file, args.opts).MODEL.DEVICE
     kind, _, index = device.partition(":")
     if index:
-        raise UserError(
-            f"MODEL.DEVICE {device}: several processes take a GPU each; write {kind}."
-        )
+        raise UserError(f"MODEL.DEVICE {device}: several processes take a GPU each; write {kind}.")
     if kind == "cuda" and args.num_processes is not None:
         raise UserError(
             f"--num-processes {args.num_processes}: is for CPUs; set MODEL.DEVICE cpu, or ask for --num-gpus."

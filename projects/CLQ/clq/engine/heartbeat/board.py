@@ -3,7 +3,7 @@
 import ctypes
 from dataclasses import dataclass
 
-# States of a rank. FAILED: by a mistake of the user. TROUBLED: by an exception, which may follow from a failure elsewhere.
+# States of a rank. FAILED: by a mistake of the user. TROUBLED: by an exception, perhaps because another rank failed.
 STARTING, RUNNING, LEFT, FAILED, TROUBLED = range(5)
 
 

@@ -10,7 +10,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from clq.engine.heartbeat.board import Place
 
-_PERIOD = 1.0  # seconds between two exchanges
+PERIOD = 0.5  # seconds between two exchanges
 _PATIENCE = 5.0  # seconds to wait for the store to take a report, and for the cause of an exception
 NEXT_STEP = "see that it can run, and start the job again with --resume"
 _FAILURE = "failure"  # key of the first failure
@@ -31,6 +31,7 @@ class Exchange:
     def __init__(self, place: Place, key: str, timeout: float, record: Callable[[], dict], now: Callable[[], float]):
         self._place, self._key, self._timeout, self._record, self._now = place, key, timeout, record, now
         self._answered = self._next_changed = now()
+        self._closed: float | None = None  # since when the store refuses connections
         self._next: dict = {}  # record of the next rank
         self._deadlock: str | None = None
         self._failure: dict | None = None  # the first of the job
@@ -44,11 +45,17 @@ class Exchange:
         """Whether the store has not answered lately."""
         return self._now() - self._answered >= _PATIENCE
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the store refuses connections, because the process that serves it has ended."""
+        return self._closed is not None
+
     def fault(self) -> str | None:
         """A failure that another rank published, or the fault of the store, of the next rank or of all, in one line."""
         if self._failure is not None:
             return self._failure["message"]
-        if self._now() - self._answered >= self._timeout:
+        closed = self._closed  # another thread may reset it
+        if self._now() - self._answered >= self._timeout or (closed and self._now() - closed >= _PATIENCE):
             return self.cut()
         if self._now() - self._next_changed >= self._timeout and not self._next.get("left") and not self.is_cut:
             name = self._next.get("name", f"rank {(self._place.rank + 1) % self._place.world_size}")
@@ -60,12 +67,18 @@ class Exchange:
         return self._deadlock
 
     def cut(self) -> str:
-        """The fault of a store that does not answer."""
+        """The fault of a store that is closed, or does not answer."""
         record, place = self._record(), self._place
+        who = f"{record['name']}, in iteration {record['iteration']}, has"
+        where = f"{place.address}:{place.port}, where the ranks meet"
+        if self.is_closed:
+            return (
+                f"{who} lost the connection to {where}: the first machine has ended its part of the job; {NEXT_STEP}."
+            )
+        silence = f"{self._now() - self._answered:.0f} s"
         return (
-            f"{record['name']}, last in iteration {record['iteration']}, has had no answer for "
-            f"{self._now() - self._answered:.0f} s from {place.address}:{place.port}, where the ranks meet: the first "
-            f"machine is down or the network is cut; {NEXT_STEP}."
+            f"{who} had no answer for {silence} from {where}: the first machine is down or the network is cut; "
+            f"{NEXT_STEP}."
         )
 
     def publish(self, failure: dict, await_cause: bool) -> tuple[dict, bool]:
@@ -105,10 +118,11 @@ class Exchange:
                 store = PrefixStore(self._key, store)
                 while True:
                     self._exchange(store)
-                    self._due.wait(_PERIOD)
+                    self._due.wait(PERIOD)
                     self._due.clear()
             except Exception:  # of many types; fault() reports a connection that stays lost
-                time.sleep(_PERIOD)
+                self._closed = self._closed or self._now()
+                time.sleep(PERIOD)
 
     def _exchange(self, store: PrefixStore) -> None:
         record = self._record()
@@ -122,7 +136,7 @@ class Exchange:
             self._next, self._next_changed = found, self._now()
         if self._place.rank == 0 and record["idle"] >= self._timeout:
             self._deadlock = self._find_deadlock([self._read(store, i) for i in range(self._place.world_size)])
-        self._answered = self._now()
+        self._answered, self._closed = self._now(), None
         self._num_exchanges += 1
 
     @staticmethod

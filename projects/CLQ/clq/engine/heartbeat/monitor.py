@@ -7,6 +7,7 @@ monitor that reads it there, or that no longer reaches the store, ends its own r
 The monitor is forked, so nothing here may touch CUDA, the logging module or anything else that holds locks.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from clq.engine.heartbeat import processes
 from clq.engine.heartbeat.board import FAILED, LEFT, TROUBLED, Board, Place
-from clq.engine.heartbeat.exchange import NEXT_STEP, Exchange
+from clq.engine.heartbeat.exchange import NEXT_STEP, PERIOD, Exchange
 from clq.engine.heartbeat.processes import Idleness, Process, Status
 
 _PERIOD = 0.5  # seconds between two looks at the rank
@@ -46,12 +47,15 @@ class Monitor:
         self._idleness, self._own_idleness = Idleness(timeout), Idleness(timeout)
         self._idle = 0.0  # seconds, whether the rank waits for others or not
         self._exchange: Exchange | None = None
+        self._error_output = 2
 
     def run(self) -> NoReturn:
         """Watches until the rank leaves or the job fails. The exit status is 0 if a failure was reported here first."""
         status = 1
         try:
-            os.closerange(3, 4096)  # among them the pipe whose end shows the launcher that the rank has ended
+            self._error_output = os.dup2(2, 3)
+            os.closerange(4, 4096)  # among them the pipe whose end shows the launcher that the rank has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch writes whole stacks when a connection is lost
             for number in _IGNORED:
                 signal.signal(number, signal.SIG_IGN)
             while (ended := self._look()) is None:
@@ -136,22 +140,30 @@ class Monitor:
             Whether this failure was the first.
         """
         failure = {"message": message, "rank": self._place.rank, "machine": self._place.machine, "status": status}
-        mine = True
-        shown = own or self._place.local_rank == 0  # without the store nobody knows what the other ranks print
+        mine = shown = True
         if self._exchange is not None:
             failure, taken = self._exchange.publish(failure, await_cause=own and status != 2)
             if taken:
                 mine = failure["rank"] == self._place.rank
                 # A failure on another machine is printed once on this one.
                 shown = mine or (self._place.local_rank == 0 and failure["machine"] != self._place.machine)
+            elif status != 2:
+                mine, shown = self._is_first_without_store(own)
         if shown:
             self._print(failure["message"])
         path = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if path and to_launcher:
-            with open(path, "w") as f:
+            with contextlib.suppress(OSError), open(path, "w") as f:  # the launcher may have removed its folder
                 json.dump({**failure, "timestamp": int(time.time())}, f)
+        time.sleep(2 * PERIOD)  # the others read it, before the end of this rank lets the launcher end the store
         return mine
 
-    @staticmethod
-    def _print(line: str) -> None:
-        os.write(2, f"{sys.argv[0]}: {line}\n".encode())
+    def _is_first_without_store(self, own: bool) -> tuple[bool, bool]:
+        """Whether a failure counts as the first, and whether to print it, where the store can not be asked."""
+        served_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if self._exchange.is_closed and served_by_launcher and self._place.machine == 0:
+            return False, False  # the launcher of this machine has ended the job, and has reported why
+        return own, own or self._place.local_rank == 0  # the other ranks of this machine are cut off as well
+
+    def _print(self, line: str) -> None:
+        os.write(self._error_output, f"{sys.argv[0]}: {line}\n".encode())
