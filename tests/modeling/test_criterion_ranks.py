@@ -38,10 +38,19 @@ def losses_of_images(first, last):
         **{name: getattr(targets, name)[keep] for name in ("location", "is_positive", "gt_boxes", "gt_classes")},
     )
     results = []
-    for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
+    # The fourth has a floor that is larger than the sum of the weights; the last has no positives to divide by.
+    none = own._replace(num_pos=tensor(0.0))
+    cases = (
+        (atss(), deltas, own),
+        (clq(), deltas, own),
+        (gfl(), bins, own),
+        (gfl(50.0), bins, own),
+        (atss(), deltas, none),
+    )
+    for loss, boxes, targets in cases:
         predictions = FlatPredictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
         predictions = predictions if loss.quality_target else predictions._replace(quality_logits=None)
-        results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})
+        results.append({name: x.item() for name, x in loss(predictions, targets, anchors, strides).items()})
     return results
 
 

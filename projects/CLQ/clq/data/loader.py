@@ -68,7 +68,7 @@ class TrainLoader:
         self._groups = bytes(wide)  # one byte per record, 0 or 1
         self.digest = hashlib.sha256("\n".join(str(r.get("file_name")) for r in entries).encode()).hexdigest()
         # As in Detectron2: the records are kept in one block of bytes, which worker processes share.
-        self._dataset: Dataset = DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        self._dataset: Any = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self._mapper = mapper
         self._build_sampler = build_sampler
         self._batch_size = batch_size

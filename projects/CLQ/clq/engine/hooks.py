@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.folder import BEST, FINAL, checkpoints
 from clq.checkpoint.storage import save_safetensors, save_torch
+from clq.engine.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -137,3 +138,20 @@ class FinalSafetensors(HookBase):
         """Writes the file, unless the training was ended by an error."""
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
             save_safetensors(self._model.state_dict(), os.path.join(self.folder, f"{FINAL}.safetensors"))
+
+
+class HeartbeatHook(HookBase):
+    """Reports the iteration to the other ranks; in a step, unlike in what hooks do after it, no rank may be idle.
+
+    Args:
+        heartbeat: heartbeat of this process.
+    """
+
+    def __init__(self, heartbeat: Heartbeat):
+        self._heartbeat = heartbeat
+
+    def before_step(self) -> None:
+        self._heartbeat.begin_step(self.trainer.iter)
+
+    def after_step(self) -> None:
+        self._heartbeat.end_step()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -49,7 +49,7 @@ class _Handlers:
         self.deferred = False
         self._since = 0.0  # time of the first signal
         self._second_ends_process = second_ends_process
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

@@ -64,12 +64,12 @@ class TrainingStep(SimpleTrainer):
             reason = " ".join(str(e).split()).rstrip(".")
             self.policy.stop(reason, self._describe(has_gradients=False), together=False)
         self.optimizer.zero_grad()
-        self._backward(sum(losses.values()))
+        self._backward(sum(losses.values()))  # type: ignore[arg-type]  # a dict of losses is never empty
         ranks = self._gather(losses, data_time)
         self.signal = int(max(rank["signal"] for rank in ranks))
-        if reason := self._fault(ranks, list(losses)):
+        if fault := self._fault(ranks, list(losses)):
             self._undo()
-            self.policy.leave_out(reason, self._describe())
+            self.policy.leave_out(fault, self._describe())
             get_event_storage().put_scalar("nonfinite_steps", self.policy.in_a_row, smoothing_hint=False)
             return
         self.policy.in_a_row = 0

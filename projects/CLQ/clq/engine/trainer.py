@@ -24,10 +24,11 @@ from clq.checkpoint.checkpointer import Checkpointer
 from clq.config import check_keys
 from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
-from clq.engine import signals
+from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, NewestCheckpoints
+from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, HeartbeatHook, NewestCheckpoints
 from clq.engine.nonfinite import FiniteWeights
+from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
 from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
@@ -123,6 +124,8 @@ class Trainer(DefaultTrainer):
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
         hooks.append(ExactResume(self.model, self._trainer.data_loader, self.cfg))
+        if (beat := heartbeat.current()) is not None:
+            hooks.insert(0, HeartbeatHook(beat))
         return hooks
 
     def train(self) -> dict | None:
@@ -141,15 +144,17 @@ class Trainer(DefaultTrainer):
     def after_train(self) -> None:
         """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
         if self.iter < self.max_iter:
-            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+            self._hooks: list[HookBase] = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
         """Evaluates a model as Detectron2 does, in the precision of ``TEST.AMP``."""
+        share_buffers(model)
         # A signal ends an evaluation at once, even within a training. Of several processes none can end it alone.
         alone = comm.get_world_size() == 1
-        with signals.deferred(False) if alone else contextlib.nullcontext(), inference_autocast(cfg):
+        interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
+        with interruptible, inference_autocast(cfg), heartbeat.watched():
             return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -263,7 +268,8 @@ class Trainer(DefaultTrainer):
 
 
 def _is_not_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    # Of several ranks, all but the first to fail are told in obscure words that another one is gone.
+    return not (record.exc_info and (isinstance(record.exc_info[1], UserError) or comm.get_world_size() > 1))
 
 
 def has_fused_kernels(model: nn.Module) -> bool:

@@ -124,9 +124,11 @@ class DetectionLoss:
     r"""Class loss on the trained score, GIoU loss on the decoded box, and the loss of the quality branch.
 
     The class and quality losses are divided by the number of positives (TOOD: by the sum of the alignment metric). The
-    box losses are divided by the same number or, where the positives are weighted, by the sum of their weights. These
-    normalizers are averaged over the ranks; one without any positive counts as 1. The keys of the losses do not depend
-    on the batch, and a batch without objects gives every prediction a gradient of zero.
+    box losses are divided by the same number or, where the positives are weighted, by the sum of their weights. One
+    without any positive counts as 1. The normalizers are those of the batch of all ranks, divided by the number of
+    ranks, lower bounds included, so that the average of the ranks' losses is the loss of one rank with the whole batch.
+    The keys of the losses do not depend on the batch, and a batch without objects gives every prediction a gradient of
+    zero.
 
     Args:
         score: rule by which the trained score is formed.
@@ -167,9 +169,7 @@ class DetectionLoss:
         self.soft_target = soft_target
         self.quality_target = quality_target
         self.box_weight = box_weight
-        # Without a floor this is the smallest normal number. Weights are divided by their sum before anything else, so
-        # that they and all gradients are finite for any sum, and zero where it is zero.
-        self.box_weight_floor = max(box_weight_floor, torch.finfo(torch.float32).tiny)
+        self.box_weight_floor = box_weight_floor
         self.box_loss_weight = box_loss_weight
         self.coarse_loss_weight = coarse_loss_weight
         self.coder_loss_weight = coder_loss_weight
@@ -190,7 +190,7 @@ class DetectionLoss:
         box_pred = gather(predictions.box_pred, targets)
         boxes = self.coder.decode(box_pred, anchors, strides)
         num_pos = mean_over_ranks(targets.num_pos)
-        num_pos = torch.where(num_pos > _NO_POSITIVES, num_pos, 1.0)
+        num_pos = torch.where(num_pos > _NO_POSITIVES, num_pos, 1.0 / comm.get_world_size())
 
         score = self.score.trained(predictions.cls_logits, predictions.quality_logits)
         losses = {"loss_cls": self._class_loss(score, boxes, targets) / num_pos}
@@ -219,7 +219,10 @@ class DetectionLoss:
         if self.box_weight is None:
             return weight / num_pos
         weight = weight * self.box_weight(score, boxes, anchors, targets)
-        return weight / mean_over_ranks(weight.sum()).clamp(min=self.box_weight_floor)
+        # Without a floor this is the smallest normal number. Weights are divided by their sum before anything else, so
+        # that they and all gradients are finite for any sum, and zero where it is zero.
+        floor = max(self.box_weight_floor / comm.get_world_size(), torch.finfo(torch.float32).tiny)
+        return weight / mean_over_ranks(weight.sum()).clamp(min=floor)
 
     def _class_loss(self, score: LogScore, boxes: Tensor, targets: Targets) -> Tensor:
         target = torch.zeros_like(score.log_p)
