@@ -18,8 +18,11 @@ def grids_of(size):
 def raw_predictions(model, size, n=1):
     """Random outputs of a head for n images of a size."""
     channels, quality = (5, model.loss.coder.num_channels), model.loss.quality_target is not None
-    levels = [[torch.randn(n, c, *g) for g in grids_of(size)] for c in (*channels, 1)]
-    return Predictions(*levels[:2], levels[2] if quality else [], [])
+    cls_logits, box_pred, quality_logits, coarse = (
+        [torch.randn(n, c, *g) for g in grids_of(size)] for c in (*channels, 1, channels[1])
+    )
+    has_coarse = model.head.refine is not None and model.head.refine.trains_coarse
+    return Predictions(cls_logits, box_pred, quality_logits if quality else [], coarse if has_coarse else [])
 
 
 def losses_of(model, sizes, padded, predictions, items):
@@ -120,6 +123,9 @@ def test_boxes_and_classes_belong_to_their_own_image():
         ("atss_qfl", "CLS.BETA", 1.0, 2.0, "loss_cls"),
         ("atss", "CLS.FOCAL_GAMMA", 1.0, 2.0, "loss_cls"),
         ("atss", "CLS.FOCAL_ALPHA", 0.625, 0.5, "loss_cls"),
+        ("vfnet", "CLS.VFL_ALPHA", 1.5, 2.0, "loss_cls"),
+        ("vfnet", "CLS.VFL_GAMMA", 1.0, 2.0, "loss_cls"),
+        ("vfnet", "REFINE.COARSE_LOSS_WEIGHT", 3.0, 2.0, "loss_box_coarse"),
     ],
 )
 def test_each_setting_changes_its_own_loss_alone(variant, key, value, factor, name):

@@ -2,6 +2,7 @@
 
 import clq
 import pytest
+import torch
 from clq.modeling.assign.atss import ATSSAssigner
 from clq.modeling.assign.max_iou import MaxIoUAssigner
 from clq.modeling.assign.simota import SimOTAAssigner
@@ -10,6 +11,7 @@ from clq.modeling.build import build_assigner, build_coder, build_loss, build_qu
 from clq.modeling.by_iteration import ByIteration
 from clq.modeling.scoring import ScoreRule
 from detectron2.utils.events import EventStorage
+from tiny_detectors import build
 
 
 def config(**settings):
@@ -63,6 +65,27 @@ def test_assigner_and_loss_of_task_aligned_training_change_together():
         with EventStorage(iteration):
             assert loss.current.soft_target == soft_target
             assert type(assigner.current) is (TaskAlignedAssigner if soft_target else ATSSAssigner)
+
+
+def test_coders_have_the_settings_of_their_keys():
+    assert build_coder(config(BOX__CODING="delta", BOX__WEIGHTS=[1.0, 2.0, 3.0, 4.0])).weights == (1, 2, 3, 4)
+    assert build_coder(config(BOX__CODING="distribution", BOX__REG_MAX=9)).num_channels == 40
+
+
+@pytest.mark.parametrize("variant", ["clq", "nanodet"])
+def test_generator_head_and_assigner_have_the_same_anchors(variant):
+    """Anchors of 6 strides, whose centres are shifted by a quarter of a stride."""
+    model = build(variant, "MODEL.CLQ.ANCHOR_SCALE", 6.0, "MODEL.CLQ.ANCHOR_OFFSET", 0.25)
+    heads = model.head.heads if variant == "nanodet" else [model.head]
+    assert all(head.anchor.tolist() == [-3, -3, 3, 3] for head in heads)
+    (level,) = model.anchor_generator([torch.zeros(1, 1, 2, 2)] * 5)[:1]
+    assert level.tensor[3].tolist() == [10 - 24, 10 - 24, 10 + 24, 10 + 24]  # of 8 pixels: the cell at (1, 1)
+    assert (model.assigner.anchor_scale, model.assigner.center_offset) == (6.0, 0.25)
+
+
+def test_the_class_score_starts_at_the_prior_of_its_key():
+    model = build("atss", "MODEL.CLQ.PRIOR_PROB", 0.2)
+    torch.testing.assert_close(model.head.cls_logits.bias.sigmoid(), torch.full((5,), 0.2))
 
 
 @pytest.mark.parametrize(("counts", "locations"), [("pairs", False), ("locations", True)])

@@ -52,7 +52,7 @@ def test_ignored_lies_between_the_thresholds():
 
 
 def test_the_best_anchors_of_a_ground_truth_are_positive_whatever_their_iou():
-    """One in the middle of two anchors: IoU 0.25 with both, of which none surpasses the other."""
+    """One in the middle between two anchors: its IoU is 1/6 with both, so neither surpasses the other."""
     assert match([[6.0, 0, 14, 5]]) == ([0, 0, -1], [False] * 3)
     assert match([[6.0, 0, 14, 5]], low_quality_matches=False) == ([-1] * 3, [False] * 3)
     # The best anchor of the second is matched with the first, which overlaps that anchor more.

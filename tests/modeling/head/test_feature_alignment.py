@@ -48,7 +48,7 @@ def test_the_taps_follow_the_centre_of_the_box(features, backend):
 
 
 def test_geometric_offsets_by_hand():
-    """A box 12 wide and 6 high around (1, -2) has parts of 4 by 2: the taps are at x = -3, 1, 5 and y = -4, -2, 0."""
+    """A box 12 wide and 6 high around (1, -2) has parts of 4 by 2: taps at x = -3, 1, 5 and y = -4, -2, 0."""
     offsets = GeometricOffsets()(torch.tensor([-5.0, -5, 7, 1]).view(1, 4, 1, 1)).view(3, 3, 2)
     regular = torch.tensor([-1.0, 0, 1])
     torch.testing.assert_close(offsets[..., 0] + regular[:, None], torch.tensor([-4.0, -2, 0])[:, None].expand(3, 3))

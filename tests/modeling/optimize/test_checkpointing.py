@@ -65,9 +65,9 @@ def test_a_batch_in_parts_has_the_gradients_of_the_batch(variant, parts):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parts_have_the_gradients_of_the_batch_under_autocast(dtype):
-    batch = uneven_batch()
+    batch = uneven_batch()[:2]
     expected = losses_and_gradients(build("clq"), batch, dtype)
-    assert_same(losses_and_gradients(build("clq", "SOLVER.ACCUMULATE", 4), batch, dtype), expected, 0.02)
+    assert_same(losses_and_gradients(build("clq", "SOLVER.ACCUMULATE", 2), batch, dtype), expected, 0.02)
 
 
 def test_at_most_one_part_is_in_memory_at_any_time():
@@ -106,7 +106,7 @@ BATCH_NORM = "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0
 @pytest.mark.parametrize("opts", [(), BATCH_NORM, ("SOLVER.ACCUMULATE", 2), (*BATCH_NORM, "SOLVER.ACCUMULATE", 2)])
 def test_a_recomputed_backbone_has_the_same_gradients_and_statistics(opts):
     plain, model = resnet_detector(*opts), resnet_detector(*opts, "MODEL.CLQ.CHECKPOINT_BACKBONE", True)
-    batch = uneven_batch()
+    batch = uneven_batch()[:2]
     assert_same(losses_and_gradients(model, batch), losses_and_gradients(plain, batch), 1e-5)
     assert model.state_dict().keys() == plain.state_dict().keys()
     for (name, x), y in zip(model.named_buffers(), plain.buffers(), strict=True):
