@@ -260,7 +260,7 @@ def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path,
 
 def test_several_machines_without_gpus(tiny, run, capsys):
     assert run("train_net.py", "--config-file", tiny, "--num-machines", 2, "--num-gpus", 0) == 2
-    assert "--num-machines 2: needs --num-gpus of at least 1" in capsys.readouterr().err
+    assert "--num-machines 2: takes --num-gpus or --num-processes of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", [("--num-gpus", 2), ("--num-machines", 2, "--dist-url", "tcp://127.0.0.1:1")])

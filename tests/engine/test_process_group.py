@@ -158,7 +158,16 @@ def test_a_training_of_two_ranks_is_written_by_one(launch, tmp_path, monkeypatch
     output = tmp_path / "output"
     assert launch(train_net.main, output, 2, "SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 1) == 0
     names = {path.name for path in output.iterdir() if not path.name.startswith("events")}
-    assert names == {"config.yaml", "inference", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth"}
+    assert names == {
+        "config.yaml",
+        "inference",
+        "last_checkpoint",
+        "log.txt",
+        "metrics.json",
+        "model_final.safetensors",
+        "finished",
+        "model_final.pth",
+    }
     assert len(list(output.glob("events*"))) == 1
     assert "Rank of current process: 0. World size: 2" in (output / "log.txt").read_text()
 
