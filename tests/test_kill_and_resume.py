@@ -27,7 +27,7 @@ def interrupted(uninterrupted, folder, last):
 
 def check_equal(script, folder, uninterrupted):
     assert script("tools/kill_and_resume.py").compare(folder, uninterrupted) == []
-    assert {path.name for path in folder.glob("model_final*")} == {"model_final.pth", "model_final_ema.pth"}
+    assert {path.name for path in folder.glob("model_final*.pth")} == {"model_final.pth", "model_final_ema.pth"}
 
 
 def test_a_resumed_training_ends_bit_by_bit_as_an_uninterrupted_one(uninterrupted, tiny, run, script, tmp_path):

@@ -176,7 +176,8 @@ def test_a_training_of_two_ranks_is_written_by_one(launch, tmp_path, monkeypatch
     ("way", "status", "lines"),
     [
         ("mistake", 2, [r"x\.png: cannot be read; leave it out\."]),
-        ("killed", 1, [r"rank 1 \(\S+, process \d+\) was killed; see .*", r"rank 1 was ended by SIGKILL\."]),
+        # The other rank reports it as well, if it notices before the launcher ends it.
+        ("killed", 1, [r"rank 1 \(\S+, process \d+\) was killed; see .*|", r"rank 1 was ended by SIGKILL\."]),
         ("stopped", 1, [r"rank 1 \(\S+, process \d+\) has been stopped for 2 s; see .*"]),
     ],
 )
@@ -186,6 +187,7 @@ def test_the_end_of_one_rank_ends_the_other_with_one_line(way, status, lines, la
     assert time.monotonic() - start < 60
     written = ranks_stderr.read_text()[before:] + capfd.readouterr().err
     found = [line.partition(": ")[2] for line in written.splitlines() if line.startswith(sys.argv[0])]
-    assert len(found) == len(lines)
+    assert len(found) in (len(lines), len([line for line in lines if not line.endswith("|")]))
     for line in lines:
-        assert any(re.fullmatch(line, text) for text in found), found
+        assert any(re.fullmatch(line, text) for text in (*found, "")), found
+    assert all(any(re.fullmatch(line, text) for line in lines) for text in found)
