@@ -230,6 +230,9 @@ MISTAKES = {
     "idle level": (["MODEL.CLQ.IN_FEATURES", "['p4', 'p5']"], ["leaves p3 without a use"]),
     "steps": (["SOLVER.STEPS", "(9, 5)"], ["SOLVER.STEPS, MAX_ITER", "refuses"]),
     "rate": (["SOLVER.BASE_LR", -1.0], ["SOLVER.BASE_LR", "refuses"]),
+    "infinite rate": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR inf: must be finite"]),
+    "infinite factor": (["SOLVER.WARMUP_FACTOR", "-1e999"], ["SOLVER.WARMUP_FACTOR -inf: must be finite"]),
+    "policy": (["SOLVER.ON_NONFINITE", "ignore"], ["SOLVER.ON_NONFINITE ignore: must be one of stop, skip"]),
     "flip": (["INPUT.RANDOM_FLIP", "both"], ["RANDOM_FLIP", "refuses"]),
     "format": (["INPUT.FORMAT", "rgb"], ["INPUT.FORMAT rgb", "RGB, BGR"]),
     "masks": (["MODEL.MASK_ON", True], ["MODEL.MASK_ON", "only box detectors"]),
@@ -256,6 +259,33 @@ def test_evaluating_a_checkpoint_of_other_classes(tiny, other_classes, tmp_path,
     opts = ["MODEL.WEIGHTS", other_classes, "OUTPUT_DIR", tmp_path]
     assert run("train_net.py", "--config-file", tiny, "--eval-only", *opts) == 2
     assert f"{other_classes}: trained for 3 classes, but this model has 2; use" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_neither_evaluated_nor_trained(tiny, trained, tmp_path, run, capsys):
+    state = checkpoint(trained)
+    state["model"]["head.box_pred.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    argv = ["--config-file", tiny, "MODEL.WEIGHTS", tmp_path / "nan.pth", "OUTPUT_DIR", tmp_path / "out"]
+    for mode in (["--eval-only"], []):
+        assert run("train_net.py", *mode, *argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "nan.pth: head.box_pred.weight has values that are NaN or infinite" in line
+
+
+@pytest.mark.parametrize("backend", ["gather", "grid_sample", "torchvision"])
+def test_a_training_that_diverges_ends_with_one_line_and_a_file(backend, tiny, tmp_path, run, capsys):
+    """Through the feature alignment, whose taps follow boxes that are not finite."""
+    opts = ["SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 0, "SOLVER.OPTIMIZER", "SGD", "SOLVER.MAX_ITER", 10]
+    opts += ["MODEL.CLQ.ALIGN.BACKEND", backend, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "[]"]
+    assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", tmp_path, *opts) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    iteration = int(re.search(r"iteration (\d+): ", line)[1])
+    report = json.loads((tmp_path / f"nonfinite_{iteration:07d}.json").read_text())
+    assert "Traceback" not in out and len(report["ranks"][0]["images"]) == 4
+    for path in tmp_path.glob("model_*.pth"):
+        weights = torch.load(path, weights_only=True)["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
 
 
 def test_several_machines_without_gpus(tiny, run, capsys):

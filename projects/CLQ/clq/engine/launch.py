@@ -6,6 +6,7 @@ the same environment either way, and from then on does the same.
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -87,9 +88,17 @@ def _launch(main: Callable, args: argparse.Namespace) -> int | None:
             max_restarts=0,
             start_method="forkserver",  # imports everything once and not in each process
             logs_specs=DefaultLogsSpecs(log_dir=folder),
+            **_signals_to_pass_on(),  # type: ignore[arg-type]
             **rendezvous,
         )
         return _run_launcher(config, main, args)
+
+
+def _signals_to_pass_on() -> dict[str, str]:
+    """The setting of torch's launcher that also passes SIGUSR1 on to the ranks, where this torch has it."""
+    names = [field.name for field in dataclasses.fields(LaunchConfig)]
+    key = "signals_to_handle"
+    return {key: "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"} if key in names else {}
 
 
 def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace) -> int:

@@ -49,8 +49,7 @@ class StopHook(HookBase):
         """
         done = self.trainer.iter >= self.trainer.max_iter
         if done:
-            path = os.path.join(self._checkpointer.save_dir, "model_final.pth")
-            message = f"the training is complete; --eval-only MODEL.WEIGHTS {path} evaluates its result."
+            message = "all steps are done; the same command with --resume evaluates the result."
         else:
             path = self._save()
             message = (

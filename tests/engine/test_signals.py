@@ -1,0 +1,90 @@
+"""Signals inside one process; tests/test_signals.py has those of whole trainings."""
+
+import signal
+import threading
+import time
+
+import clq  # noqa: F401  (first: it lets Detectron2 import)
+import pytest
+from clq.engine import signals
+from clq.errors import Interrupted
+from clq.utils.cli import run_cli
+
+
+def status_of(main):
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_a_script_with_one_line_and_its_status(signum, status, capsys):
+    before = [signal.getsignal(s) for s in signals.STOP_SIGNALS]
+
+    @signals.stop_signals()
+    def main():
+        signal.raise_signal(signum)
+        raise AssertionError("not reached")
+
+    assert status_of(main) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{signum.name}: ended before it was done" in line
+    assert [signal.getsignal(s) for s in signals.STOP_SIGNALS] == before
+
+
+def test_ctrl_c_where_no_handler_is_installed_is_one_line_too(capsys):
+    assert status_of(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_deferred_signal_is_recorded_and_raises_where_it_is_no_longer_deferred():
+    with signals.stop_signals(), signals.deferred():
+        assert signals.received() == 0
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # within a second: counts as the first
+        assert signals.received() == signal.SIGTERM
+        with pytest.raises(Interrupted), signals.deferred(False):
+            raise AssertionError("not reached")
+    assert signals.received() == 0
+
+
+def test_a_second_signal_raises_in_a_notebook(monkeypatch):
+    monkeypatch.setattr(signals, "_SECONDS_OF_ONE_SIGNAL", 0.0)
+    with signals.stop_signals(), signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            signal.raise_signal(signal.SIGINT)
+    assert not isinstance(raised.value, Interrupted)  # nothing was saved
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with signals.stop_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            assert signals.received() == 0
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_other_threads_install_no_handlers():
+    found = []
+
+    def train():
+        with signals.stop_signals(), signals.deferred():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
+
+
+def test_the_innermost_of_two_contexts_changes_nothing():
+    with signals.stop_signals():
+        outer = signal.getsignal(signal.SIGTERM)
+        with signals.stop_signals():
+            assert signal.getsignal(signal.SIGTERM) == outer
+        assert signal.getsignal(signal.SIGTERM) == outer
