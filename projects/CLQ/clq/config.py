@@ -30,6 +30,8 @@ def add_clq_config(cfg: CfgNode) -> None:
 def _add_model(cfg: CfgNode) -> None:
     cfg.MODEL.SHUFFLENET = CfgNode()
     cfg.MODEL.SHUFFLENET.NAME = "shufflenet_v2_x1_0"  # of build_shufflenet_pan_backbone: torchvision's, x0_5 to x2_0
+    # BN (learns) | FrozenBN (keeps the running statistics and affine parameters of MODEL.WEIGHTS: for small batches)
+    cfg.MODEL.SHUFFLENET.NORM = "BN"
     cfg.MODEL.SHUFFLENET.ACTIVATION = "relu"  # relu | leaky_relu (slope 0.1, NanoDet)
 
     c = cfg.MODEL.CLQ = CfgNode()

@@ -153,8 +153,8 @@ class Checkpointer(DetectionCheckpointer):
         if parameters <= set(found.missing_keys):
             raise UserError(f"{self._source}: none of its weights fits this model ({_differences(*found)}).")
         self._check_classes(found)
-        # Old checkpoints carry the pixel statistics, which the config decides.
-        unknown = [k for k in found.unexpected_keys if not k.startswith("pixel_")]
+        # Old checkpoints carry the pixel statistics, which the config decides; frozen norms count no batches.
+        unknown = [k for k in found.unexpected_keys if not re.search(r"^pixel_|\.num_batches_tracked$", k)]
         if self.strict:
             self._check_whole(found.missing_keys, unknown, found.incorrect_shapes)
         else:

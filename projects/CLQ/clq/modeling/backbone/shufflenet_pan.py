@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torchvision
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +14,8 @@ from clq.errors import UserError
 _STRIDES = {"stem": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 # Names of MODEL.SHUFFLENET.ACTIVATION.
 _ACTIVATIONS = {"relu": None, "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True)}
+# Names of MODEL.SHUFFLENET.NORM.
+_NORMS = "BN", "FrozenBN"
 BODIES = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
 
 
@@ -24,11 +26,21 @@ class ShuffleNetV2(Backbone):
         name: one of :data:`BODIES`.
         last: the coarsest feature; stages behind it are not built.
         activation: makes the module that takes the place of each ReLU.
+        frozen_norms: whether running statistics and affine parameters of the batch norms keep the values that are
+            loaded, in training too.
     """
 
-    def __init__(self, name: str, last: str = "stage4", activation: Callable[[], nn.Module] | None = None):
+    def __init__(
+        self,
+        name: str,
+        last: str = "stage4",
+        activation: Callable[[], nn.Module] | None = None,
+        frozen_norms: bool = False,
+    ):
         super().__init__()
         body = torchvision.models.get_model(name, weights=None)
+        if frozen_norms:
+            body = FrozenBatchNorm2d.convert_frozen_batchnorm(body)
         if activation is not None:
             for parent in list(body.modules()):
                 for key, child in list(parent.named_children()):
@@ -108,11 +120,12 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     """``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES`` of ``OUT_CHANNELS``.
 
-    All of it learns: batch norms too, so batches should not be small.
+    All convolutions learn. So do batch norms with ``MODEL.SHUFFLENET.NORM`` BN, and batches should then not be small;
+    with FrozenBN they keep what ``MODEL.WEIGHTS`` has.
 
     Raises:
-        UserError: no such body or feature, something to freeze, a norm or a fusion that this pyramid does not have, or
-            levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
+        UserError: no such body, activation, norm or feature, convolutions to freeze, a norm or a fusion that this
+            pyramid does not have, or levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
     """
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
     if name not in BODIES:
@@ -120,9 +133,12 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     activation = cfg.MODEL.SHUFFLENET.ACTIVATION
     if activation not in _ACTIVATIONS:
         raise UserError(f"MODEL.SHUFFLENET.ACTIVATION {activation}: not one of {', '.join(_ACTIVATIONS)}.")
+    if cfg.MODEL.SHUFFLENET.NORM not in _NORMS:
+        raise UserError(f"MODEL.SHUFFLENET.NORM {cfg.MODEL.SHUFFLENET.NORM}: not one of {', '.join(_NORMS)}.")
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
-            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all of a ShuffleNet learns; set it to 0."
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all convolutions of a ShuffleNet learn; set it "
+            "to 0."
         )
     if cfg.MODEL.FPN.NORM or cfg.MODEL.FPN.FUSE_TYPE != "sum":
         raise UserError(
@@ -131,7 +147,8 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
         )
     if not features or features != [f for f in _STRIDES if f in features]:
         raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")
-    pan = LitePAN(ShuffleNetV2(name, features[-1], _ACTIVATIONS[activation]), features, cfg.MODEL.FPN.OUT_CHANNELS)
+    backbone = ShuffleNetV2(name, features[-1], _ACTIVATIONS[activation], cfg.MODEL.SHUFFLENET.NORM == "FrozenBN")
+    pan = LitePAN(backbone, features, cfg.MODEL.FPN.OUT_CHANNELS)
     if list(cfg.MODEL.CLQ.IN_FEATURES) != list(pan.output_shape()):
         raise UserError(
             f"MODEL.CLQ.IN_FEATURES {cfg.MODEL.CLQ.IN_FEATURES}: the pyramid of {', '.join(features)} has the levels "
