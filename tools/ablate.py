@@ -10,8 +10,12 @@ BOX, CLS, QUALITY, ALIGN and REFINE), all of them, so that rows differ in nothin
 gives its meta-architecture, its pyramid and the groups of its heads; its learning rate is the study's unless the row
 says SOLVER.BASE_LR.
 
-Called again it trains what is missing, from the last checkpoints. Writes table.md, results.json and losses.png beside
-the trainings, of the rows that are complete. Exit status 1 if a training failed.
+The table's last column is the AP less that of --reference, paired by images and seeds, with the 95% interval of a
+bootstrap over both; forest.png shows it. What each run found out about each test image stays in its matches.npz, from
+which tools/compare.py makes such comparisons anew.
+
+Called again it trains what is missing, from the last checkpoints. Writes table.md, results.json, losses.png and
+forest.png beside the trainings, of the rows that are complete. Exit status 1 if a training failed.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import json
 import math
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import clq
@@ -40,6 +45,9 @@ from clq.experiments.ablation import (
     parse_row,
     train_all,
 )
+from clq.experiments.bootstrap import Difference, compare
+from clq.experiments.comparison import cached_matches, check_reference, interval_cell, what_is_needed
+from clq.experiments.forest_plot import draw_forest
 from clq.inference.predictor import Predictor
 from clq.utils.cli import count, positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -57,6 +65,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--speed-images", type=count, default=10, help="test images to time rows on, 0: none; default: 10"
     )
+    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; default: the first")
+    parser.add_argument("--half-width", type=float, default=0.7, help="of an interval that is wanted; default: 0.7 AP")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
     return parser.parse_args(argv)
 
@@ -79,9 +89,35 @@ def make_runs(rows, args) -> dict[str, list[Run]]:
 
 def measure(run: Run, cfg) -> dict[str, float]:
     """What a finished run reached on the first test set."""
-    dataset = cfg.DATASETS.TEST[0]
-    results = run.folder / "inference" / dataset / "coco_instances_results.json"
-    return box_metrics(MetadataCatalog.get(dataset).json_file, str(results), cfg.TEST.DETECTIONS_PER_IMAGE)
+    annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
+    return box_metrics(annotations, str(results_of(run, cfg)), cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def results_of(run: Run, cfg) -> Path:
+    """The detections of a finished run on the first test set."""
+    return run.folder / "inference" / cfg.DATASETS.TEST[0] / "coco_instances_results.json"
+
+
+def differences_from(reference: str, runs: dict[str, list[Run]], configs, args) -> dict[str, Difference]:
+    """Of each row but the reference its AP less that one's; also says what a narrower interval takes, and draws."""
+    matches = {}
+    for name, row in runs.items():
+        cfg, dataset = configs[name], configs[name].DATASETS.TEST[0]
+        matches[name] = {
+            seed: cached_matches(
+                run.folder,
+                MetadataCatalog.get(dataset).json_file,
+                results_of(run, cfg),
+                cfg.TEST.DETECTIONS_PER_IMAGE,
+            )
+            for seed, run in zip(dict.fromkeys(args.seeds), row, strict=True)
+        }
+    found = compare(matches, reference)
+    if found:
+        draw_forest(found, reference, args.output / "forest.png")
+        images = len(next(iter(matches[reference].values())).image_ids)
+        print("", *what_is_needed(found, reference, args.half_width, images), sep="\n")
+    return found
 
 
 def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[str, float]]:
@@ -139,25 +175,31 @@ def draw_losses(runs: dict[str, list[Run]], path: Path) -> None:
 def report(runs, configs, args) -> None:
     results = {name: [measure(run, configs[name]) for run in row] for name, row in runs.items()}
     speed = speeds(runs, configs, args.speed_images) if args.speed_images else {}
+    reference = args.reference if args.reference in runs else next(iter(runs))  # it may not be complete
+    found = differences_from(reference, runs, configs, args)
     lines = []
     for name, measured in results.items():
-        lines.append([name, *metric_cells(measured), *(f"{value:.1f}" for value in speed.get(name, {}).values())])
-    table = markdown_table(["", *METRICS, *next(iter(speed.values()), {})], lines)
+        measures = [*metric_cells(measured), *(f"{value:.1f}" for value in speed.get(name, {}).values())]
+        lines.append([name, *measures, interval_cell(found.get(name))])
+    table = markdown_table(["", *METRICS, *next(iter(speed.values()), {}), f"AP less {reference}'s"], lines)
     (args.output / "table.md").write_text(table)
     content = {}
     for name, measured in results.items():
         known = [{k: None if math.isnan(v) else v for k, v in m.items()} for m in measured]  # json has no nan
         content[name] = {"seeds": dict(zip(dict.fromkeys(args.seeds), known, strict=True)), **speed.get(name, {})}
+        if name in found:
+            content[name][f"AP less {reference}'s"] = asdict(found[name])
     (args.output / "results.json").write_text(json.dumps(content, indent=1))
     draw_losses(runs, args.output / "losses.png")
     print(f"\n{table}\nMean ± standard deviation over seeds {', '.join(map(str, args.seeds))}.")
-    for name in ("table.md", "results.json", "losses.png"):
+    for name in ("table.md", "results.json", "losses.png", *(["forest.png"] if found else [])):
         print(args.output / name)
 
 
 def main(argv=None) -> int:
     args = parse_args(argv)
     rows = [parse_row(text) for text in args.rows]
+    check_reference(args.reference or rows[0].name, [row.name for row in rows])
     runs = make_runs(rows, args)
     study = clq.setup_cfg(args.config_file, args.opts).MODEL.META_ARCHITECTURE
     if study != "CLQ":  # whose pyramid would be every row's

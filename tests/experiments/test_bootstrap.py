@@ -8,6 +8,7 @@ from clq.evaluation.matches import Matches, average_precision
 from clq.experiments.bootstrap import (
     Resampled,
     VarianceParts,
+    compare,
     paired_difference,
     resample_images,
     variance_parts,
@@ -29,7 +30,7 @@ def run(hits):
 
 def test_the_same_images_are_drawn_for_all_variants_and_seeds():
     hits = np.arange(40) % 2 == 0
-    resampled = resample_images({"a": [run(hits), run(hits)], "b": [run(hits)]}, resamples=50)
+    resampled = resample_images({"a": {1: run(hits), 2: run(hits)}, "b": {1: run(hits)}}, resamples=50)
     a, b = resampled["a"], resampled["b"]
     assert a.whole.tolist() == [*average_precision(run(hits))] * 2 and a.images == 40
     assert a.resamples.shape == (50, 2) and b.resamples.shape == (50, 1)
@@ -42,7 +43,8 @@ def test_the_same_images_are_drawn_for_all_variants_and_seeds():
 def test_what_is_hard_for_both_cancels_out():
     random = np.random.default_rng(0)
     common = random.normal(50, 5, (300, 4))
-    one, other = Resampled(np.full(4, 51.5), common + 1.5, 100), Resampled(np.full(4, 50.0), common, 100)
+    one = Resampled((1, 2, 3, 4), np.full(4, 51.5), common + 1.5, 100)
+    other = Resampled((1, 2, 3, 4), np.full(4, 50.0), common, 100)
     difference = paired_difference(one, other)
     assert (difference.value, difference.low, difference.high) == pytest.approx((1.5, 1.5, 1.5))
     reverse = paired_difference(other, one)
@@ -51,7 +53,7 @@ def test_what_is_hard_for_both_cancels_out():
 
 def test_the_interval_of_images_alone_is_that_of_a_proportion():
     """Of 400 images one variant finds 60%, the other none: AP is nearly the proportion, whose variance is p q / I."""
-    resampled = resample_images({"one": [run(np.arange(400) < 240)], "none": [run(np.zeros(400, bool))]})
+    resampled = resample_images({"one": {3: run(np.arange(400) < 240)}, "none": {3: run(np.zeros(400, bool))}})
     difference = paired_difference(resampled["one"], resampled["none"])
     assert difference.value == pytest.approx(60, abs=0.6)
     assert difference.half_width == pytest.approx(1.96 * 100 * math.sqrt(0.6 * 0.4 / 400), rel=0.06)
@@ -62,7 +64,7 @@ def test_the_interval_of_images_alone_is_that_of_a_proportion():
 def test_the_interval_of_seeds_has_the_variance_of_a_mean(seeds):
     """Images of no influence: the variance of what is drawn is s^2 / S with the unbiased s, also for few seeds."""
     whole = np.random.default_rng(seeds).normal(2, 1, seeds)
-    one = Resampled(whole, np.tile(whole, (20000, 1)), 100)
+    one = Resampled(tuple(range(seeds)), whole, np.tile(whole, (20000, 1)), 100)
     difference = paired_difference(one, dataclasses.replace(one, whole=0 * whole, resamples=0 * one.resamples))
     assert (difference.parts.image, difference.parts.both) == pytest.approx((0, 0), abs=1e-15)
     assert difference.parts.seed == pytest.approx(np.var(whole, ddof=1))
@@ -72,12 +74,23 @@ def test_the_interval_of_seeds_has_the_variance_of_a_mean(seeds):
         assert difference.half_width == pytest.approx(difference.parts.half_width(seeds, 100), rel=0.15)
 
 
-def test_seeds_that_only_one_variant_has_are_left_out():
-    three = Resampled(np.array([1.0, 2.0, 30.0]), np.tile([1.0, 2.0, 30.0], (10, 1)), 5)
-    two = Resampled(np.zeros(2), np.zeros((10, 2)), 5)
-    assert paired_difference(three, two).value == 1.5
-    assert paired_difference(two, three).value == -1.5
+def test_only_seeds_that_both_have_count():
+    values = np.array([1.0, 30.0, 2.0])
+    three = Resampled((1, 2, 3), values, np.tile(values, (10, 1)), 5)
+    two = Resampled((3, 1), np.array([0.5, 0.0]), np.tile([0.5, 0.0], (10, 1)), 5)
+    assert paired_difference(three, two).value == pytest.approx((1.0 + 1.5) / 2)
+    assert paired_difference(two, three).value == pytest.approx(-(1.0 + 1.5) / 2)
     assert paired_difference(three, two).seeds == 2
+    with pytest.raises(UserError, match=r"seeds \[1, 2, 3\] and \[7\]: none is common"):
+        paired_difference(three, Resampled((7,), values[:1], np.tile(values[:1], (10, 1)), 5))
+
+
+def test_every_variant_is_compared_with_the_reference():
+    hits = {"all": np.ones(30), "some": np.arange(30) < 20, "few": np.arange(30) < 10}
+    found = compare({name: {1: run(x), 2: run(x)} for name, x in hits.items()}, "some", resamples=100)
+    assert list(found) == ["all", "few"]
+    assert found["all"].low > 0 > found["few"].high
+    assert found["all"].value == pytest.approx(100 - average_precision(run(hits["some"]))[0])
 
 
 # Four resamples whose first seed moves by these; variance (unbiased) 4 / 3.
@@ -122,7 +135,7 @@ def test_seeds_and_images_needed():
 
 
 def test_runs_on_other_images_are_refused():
-    with pytest.raises(UserError, match="b: has a run on other test images"):
-        resample_images({"a": [run(np.ones(5))], "b": [run(np.ones(6))]})
+    with pytest.raises(UserError, match="b, seed 2: was tested on other images"):
+        resample_images({"a": {1: run(np.ones(5))}, "b": {1: run(np.ones(5)), 2: run(np.ones(6))}})
     with pytest.raises(UserError, match="b: has no run to compare"):
-        resample_images({"a": [run(np.ones(5))], "b": []})
+        resample_images({"a": {1: run(np.ones(5))}, "b": {}})

@@ -6,7 +6,7 @@ drawn, since S draws would give a mean of few seeds too small a variance, by (S 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,51 +25,56 @@ class Resampled:
     """APs of one variant in percent: S runs (seeds), on all images and on B resamples of them.
 
     Attributes:
+        seeds: of the runs.
         whole: (S,) on the test set as it is.
         resamples: (B, S).
         images: I, how many the test set has.
     """
 
+    seeds: tuple[int, ...]
     whole: np.ndarray
     resamples: np.ndarray
     images: int
 
 
-def resample_images(variants: Mapping[str, Sequence[Matches]], resamples: int = RESAMPLES) -> dict[str, Resampled]:
+def resample_images(variants: Mapping[str, Mapping[int, Matches]], resamples: int = RESAMPLES) -> dict[str, Resampled]:
     """The AP of every run on the same resamples of the test images.
 
     Args:
-        variants: name -> the matches of its runs, one a seed, in the same order of seeds for all.
+        variants: name -> seed -> the matches of that run.
         resamples: B.
 
     Raises:
-        UserError: the runs are not of the same images and ground truths.
+        UserError: there is a variant without a run, or the runs are not of the same images and ground truths.
     """
-    _check_same_images(variants)
-    images = len(next(iter(variants.values()))[0].image_ids)
+    images = _images_of_all(variants)
     generator = np.random.default_rng(_STREAM)
     weights = generator.multinomial(images, np.full(images, 1 / images), size=resamples)
     return {
         name: Resampled(
-            np.concatenate([average_precision(run) for run in runs]),
-            np.stack([average_precision(run, weights) for run in runs], axis=1),
+            tuple(runs),
+            np.concatenate([average_precision(run) for run in runs.values()]),
+            np.stack([average_precision(run, weights) for run in runs.values()], axis=1),
             images,
         )
         for name, runs in variants.items()
     }
 
 
-def _check_same_images(variants: Mapping[str, Sequence[Matches]]) -> None:
+def _images_of_all(variants: Mapping[str, Mapping[int, Matches]]) -> int:
     first = None
     for name, runs in variants.items():
         if not runs:
             raise UserError(f"{name}: has no run to compare; train at least one seed.")
-        for run in runs:
+        for seed, run in runs.items():
             first = first or run
-            if not np.array_equal(run.image_ids, first.image_ids) or not np.array_equal(run.truths, first.truths):
+            if not (np.array_equal(run.image_ids, first.image_ids) and np.array_equal(run.truths, first.truths)):
                 raise UserError(
-                    f"{name}: has a run on other test images or annotations; compare runs on the same ones."
+                    f"{name}, seed {seed}: was tested on other images than the first run; compare like runs."
                 )
+    if first is None or not len(first.image_ids):
+        raise UserError("there are no test images to compare runs on; give finished runs.")
+    return len(first.image_ids)
 
 
 @dataclass(frozen=True)
@@ -96,25 +101,47 @@ class Difference:
 
 
 def paired_difference(one: Resampled, other: Resampled) -> Difference:
-    """The difference ``one - other`` with its 95% percentile interval.
+    """The difference ``one - other`` over the seeds that both have, with its 95% percentile interval.
 
     Args:
         one: of a variant, from :func:`resample_images`.
         other: of another variant, from the same call.
 
-    Seeds that only one of the two has are left out.
+    Raises:
+        UserError: no seed is common to both.
     """
-    seeds = min(len(one.whole), len(other.whole))
-    whole = one.whole[:seeds] - other.whole[:seeds]
-    resamples = one.resamples[:, :seeds] - other.resamples[:, :seeds]
-    drawn = resamples.mean(1)
-    if seeds > 1:
+    common = [seed for seed in one.seeds if seed in other.seeds]
+    if not common:
+        raise UserError(
+            f"seeds {list(one.seeds)} and {list(other.seeds)}: none is common; compare runs of the same seeds."
+        )
+    ours, theirs = ([side.seeds.index(seed) for seed in common] for side in (one, other))
+    whole = one.whole[ours] - other.whole[theirs]
+    resamples = drawn = one.resamples[:, ours] - other.resamples[:, theirs]
+    if len(common) > 1:
         generator = np.random.default_rng(_STREAM + 1)
-        chosen = generator.integers(seeds, size=(len(resamples), seeds - 1))
-        drawn = np.take_along_axis(resamples, chosen, axis=1).mean(1)
-    low, high = np.nanquantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    parts = variance_parts(whole, resamples, one.images) if seeds > 1 else None
-    return Difference(float(whole.mean()), float(low), float(high), seeds, parts)
+        chosen = generator.integers(len(common), size=(len(resamples), len(common) - 1))
+        drawn = np.take_along_axis(resamples, chosen, axis=1)
+    low, high = np.nanquantile(drawn.mean(1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    parts = variance_parts(whole, resamples, one.images) if len(common) > 1 else None
+    return Difference(float(whole.mean()), float(low), float(high), len(common), parts)
+
+
+def compare(
+    variants: Mapping[str, Mapping[int, Matches]], reference: str, resamples: int = RESAMPLES
+) -> dict[str, Difference]:
+    """Each other variant's AP less that of the reference.
+
+    Args:
+        variants: see :func:`resample_images`.
+        reference: name of one of them.
+        resamples: of images and seeds.
+
+    Raises:
+        UserError: see :func:`resample_images` and :func:`paired_difference`.
+    """
+    found = resample_images(variants, resamples)
+    return {name: paired_difference(found[name], found[reference]) for name in found if name != reference}
 
 
 @dataclass(frozen=True)
