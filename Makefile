@@ -1,31 +1,31 @@
-# The environment and the everyday commands. `make help` lists them.
+# Creates the environment and runs the everyday commands. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := configs/sample/clq_sample.yaml
 OUT := output/sample
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint doctor requirements
+.PHONY: help .venv demo test lint doctor config-docs requirements
 
-help:  ## list the targets
+help:  ## list these targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-.venv: .venv/installed  ## make the environment (PYTHON=python3.12 for another Python; 3.10 to 3.13)
+.venv: .venv/installed  ## create the environment (PYTHON=python3.12 selects another Python, 3.10 to 3.13)
 
-# The stamp is written last, so an interrupted installation is taken up again, and nothing is done twice. Where there is
-# no uv, or one too old to read pyproject.toml, the venv gets its own.
+# The stamp is written last, so that an interrupted installation is continued and a complete one is not repeated. If the
+# machine has no uv, or one that is too old to read pyproject.toml, uv is installed in the venv.
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo '$(PYTHON) is not Python 3.10 to 3.13: name one that is, as in `make .venv PYTHON=python3.11`.'; exit 1; }
+		{ echo '$(PYTHON) is not Python 3.10 to 3.13; name one that is, as in `make .venv PYTHON=python3.11`.'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
-		{ echo 'This Python cannot make a venv; on Debian: apt-get install python3-venv.'; rm -rf .venv; exit 1; }
+		{ echo 'This Python cannot create a venv; on Debian, run apt-get install python3-venv.'; rm -rf .venv; exit 1; }
 	@printf 'uv 0.8.10\n%s\n' "$$(uv --version 2>/dev/null)" | sort -VC || test -x $(BIN)/uv || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8.10'
 	@PATH="$(BIN):$$PATH" uv pip install --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -e .
 	@touch $@
 
-demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, evaluate it, draw what it finds
+demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, evaluate it and draw its detections
 	@$(BIN)/python -m clq.data.sample --output datasets/sample
-	@$(BIN)/python train_net.py --config-file $(SAMPLE) OUTPUT_DIR $(OUT)
+	@$(BIN)/python train_net.py --config-file $(SAMPLE) --resume OUTPUT_DIR $(OUT)
 	@$(BIN)/python tools/plot_detections.py --config-file $(SAMPLE) --output $(OUT)/pictures \
 		MODEL.WEIGHTS $(OUT)/model_final.pth > $(OUT)/pictures.log 2>&1 || { cat $(OUT)/pictures.log; exit 1; }
 	@echo 'pictures    $(OUT)/pictures'
@@ -35,13 +35,17 @@ demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, eval
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest tests
 
-lint: .venv/installed  ## check style and formatting
+lint: .venv/installed  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
-doctor: .venv/installed  ## say what is installed, whether it works, and how to mend what does not
+config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
+	@$(BIN)/python tools/config_reference.py
+
+doctor: .venv/installed  ## report what is installed, whether it works, and how to fix what does not
 	@$(BIN)/python -m clq.doctor
 
-requirements:  ## pin requirements*.in anew, for every supported Python
+requirements:  ## pin the packages of requirements*.in again, for every supported Python
 	@for f in requirements requirements-dev; do UV_CUSTOM_COMPILE_COMMAND='make requirements' uv pip compile --quiet \
 		--upgrade --universal --python-version 3.10 --generate-hashes $$f.in -o $$f.txt > /dev/null || exit 1; done

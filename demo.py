@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Detect objects in image files: annotated pictures and, with --json, COCO-style results.
+"""Detect objects in image files, and write annotated pictures and, with --json, COCO-style results.
 
     demo.py --config-file output/sample/config.yaml --input photo.jpg folder "more/*.png" --output pictures
             --opts MODEL.WEIGHTS output/sample/model_final.pth
 
-Exit status: 0, or 1 if an image could not be read (it is named and skipped), or 2 for a mistake in the call.
+The exit status is 0, or 1 if an image could not be read (it is named and skipped), or 2 for a mistake in the call.
 """
 
 import argparse
@@ -33,30 +33,30 @@ from PIL import Image
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="of the detector; training leaves it in OUTPUT_DIR")
-    parser.add_argument("--input", nargs="+", required=True, help="image files, folders (not recursive), patterns")
-    parser.add_argument("--output", required=True, help="folder for the pictures, each named as its image")
-    parser.add_argument("--json", help="file for the results: final score, class score and predicted IoU of each box")
+    parser.add_argument("--config-file", required=True, help="config of the detector; training saves it in OUTPUT_DIR")
+    parser.add_argument("--input", nargs="+", required=True, help="image files, folders (no subfolders) or patterns")
+    parser.add_argument("--output", required=True, help="folder for the pictures, which are named after their images")
+    parser.add_argument("--json", help="file for the results, with the scores and the predicted IoU of each box")
     parser.add_argument(
         "--confidence-threshold",
         type=float,
         default=DRAWING_THRESHOLD,
-        help="final score from which a detection is drawn and written (default: %(default)s; the detector itself drops "
-        "those below MODEL.CLQ.SCORE_THRESH, or what Detectron2's own have in its place)",
+        help="lowest final score of a detection that is drawn and written (default: %(default)s); the detector itself "
+        "drops detections below MODEL.CLQ.SCORE_THRESH, or the threshold of Detectron2's own models",
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)
 
 
 def setup(args):
-    """The frozen config and the images, after everything in the call has been checked."""
+    """Checks everything in the call, and returns the frozen config and the paths of the images."""
     if not 0 <= args.confidence_threshold <= 1:
         raise UserError(f"--confidence-threshold {args.confidence_threshold}: must be within 0 and 1.")
     paths = find_images(args.input)
     cfg = clq.setup_cfg(args.config_file, args.opts)
     cfg.freeze()
     if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(args.output) for path in paths):
-        raise UserError(f"--output {args.output}: holds images of --input, which would be overwritten; choose another.")
+        raise UserError(f"--output {args.output}: has images of --input, which would be overwritten; choose another.")
     if os.path.isdir(args.json or ""):
         raise UserError(f"--json {args.json}: is a folder; name a file.")
     make_folder("--output", args.output)
@@ -65,6 +65,7 @@ def setup(args):
 
 
 def main(argv=None):
+    """Detects in one image after the other, and returns the exit status."""
     args = parse_args(argv)
     cfg, paths = setup(args)
     predictor, categories, results, status = Predictor(cfg), find_categories(cfg), [], 0

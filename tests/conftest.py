@@ -10,9 +10,8 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import numpy as np
 import pytest
 import yaml
-from clq.engine.launch import launch_cli
+from clq.engine.launch import argument_parser, launch_cli
 from clq.utils.cli import run_cli
-from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
 
@@ -116,7 +115,7 @@ def run_script(path, *argv):
     main, argv = load_script(path).main, list(map(str, argv))
     with own_logging(), pytest.raises(SystemExit) as exited:
         if path == "train_net.py":
-            launch_cli(main, default_argument_parser().parse_args(argv))
+            launch_cli(main, argument_parser().parse_args(argv))
         run_cli(main, argv)
     return exited.value.code
 

@@ -128,7 +128,7 @@ def test_classes_go_by_number_where_no_data_set_is(demo, shapes, capsys, caplog)
     status, _, _ = demo(shapes, opts=sets)
     assert status == 2 and "Or set the number" in capsys.readouterr().err
     status, _, results = demo(shapes, opts=[*sets, "MODEL.CLQ.NUM_CLASSES", 2])
-    assert status == 0 and "Classes go by number" in caplog.text
+    assert status == 0 and "Classes are numbered" in caplog.text
     assert {(r["category_id"], r["category_name"]) for r in results} == {(0, "0"), (1, "1")}
 
 

@@ -1,4 +1,4 @@
-"""The doctor finds what is broken, names the fix, and runs where nothing else does."""
+"""The doctor finds what is broken, names the fix, and works where nothing else can be imported."""
 
 import importlib
 import importlib.metadata
@@ -17,16 +17,16 @@ from clq import doctor
 SOURCE = str(Path(doctor.__file__).parents[1])
 
 
-def run_doctor(*flags: str, path: str = "") -> subprocess.CompletedProcess:
-    """Runs ``python FLAGS -m clq.doctor`` with ``path`` first on the module path, and no nvidia-smi to find."""
-    env = {**os.environ, "PATH": "", "PYTHONPATH": os.pathsep.join(filter(None, [path, SOURCE]))}
+def run_doctor(*flags: str) -> subprocess.CompletedProcess:
+    """Runs ``python FLAGS -m clq.doctor`` in a process that does not find nvidia-smi."""
+    env = {**os.environ, "PATH": "", "PYTHONPATH": SOURCE}
     return subprocess.run([sys.executable, *flags, "-m", "clq.doctor"], env=env, capture_output=True, text=True)
 
 
 def line(output: str, name: str) -> tuple[str, str]:
-    """The report's line on ``name`` and the one after it."""
+    """Returns the line of the report on ``name`` and the one after it."""
     lines = output.splitlines()
-    (at,) = (i for i, text in enumerate(lines) if text.startswith(name + " "))
+    (at,) = (i for i, text in enumerate(lines) if text.startswith(name + "  "))
     return lines[at], lines[at + 1]
 
 
@@ -40,30 +40,34 @@ def test_this_environment_works():
     assert result.stderr == ""
 
 
-def test_nothing_installed():
+def test_an_environment_without_any_package():
     result = run_doctor("-S")  # without site-packages
     assert result.returncode == 1, result.stderr
     found, fix = line(result.stdout, "torch")
     assert "BROKEN" in found and "pip install --upgrade torch torchvision" in fix
     found, fix = line(result.stdout, "detectron2")
     assert "not installed" in found and "make .venv" in fix
-    assert "compiled ops" not in result.stdout
+    assert "detectron2 ops" not in result.stdout
 
 
-def test_detectron2_compiled_for_another_torch(tmp_path):
+def test_detectron2_compiled_for_another_torch(tmp_path, monkeypatch, capsys):
+    """The Detectron2 of this environment is replaced by one whose ops cannot be loaded."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2/__init__.py").write_text("from . import _C\n")
     (tmp_path / "detectron2/_C.py").write_text("raise ImportError('undefined symbol: _ZN2at')\n")
-    result = run_doctor(path=str(tmp_path))
-    assert result.returncode == 1, result.stderr
-    for name in ("detectron2", "its compiled ops"):
-        found, fix = line(result.stdout, name)
+    assert doctor.main() == 1
+    report = capsys.readouterr().out
+    for name in ("detectron2", "detectron2 ops"):
+        found, fix = line(report, name)
         assert "BROKEN" in found and "undefined symbol: _ZN2at" in found
         assert "build Detectron2 again" in fix
-    assert "Broken: detectron2; its compiled ops." in result.stdout
+    assert "Broken: detectron2; detectron2 ops." in report
 
 
-def test_torchvision_for_another_torch(monkeypatch):
+def test_torchvision_built_for_another_torch(monkeypatch):
     def fail(name):
         raise RuntimeError("operator torchvision::nms\n does not exist")
 
@@ -82,17 +86,17 @@ def test_torchvision_fix_without_torch(monkeypatch):
     assert doctor.torchvision_fix().endswith("pip install --upgrade torch torchvision")
 
 
-def test_driver_without_usable_torch(monkeypatch):
+def test_a_driver_without_a_torch_that_uses_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
-    with pytest.raises(RuntimeError, match="torch, built for the CPU only, sees no GPU"):
+    with pytest.raises(RuntimeError, match="torch, which was built for the CPU only, finds no GPU"):
         doctor.find_gpu()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert doctor.find_gpu().startswith("none")
 
 
-def test_wrong_nms_is_noticed(monkeypatch):
+def test_wrong_nms_is_detected(monkeypatch):
     monkeypatch.setattr(torchvision.ops, "batched_nms", lambda boxes, *_: torch.arange(len(boxes)))
     with pytest.raises(RuntimeError, match=r"kept boxes \[0, 1, 2\] instead of \[1, 2\]"):
         doctor.try_nms("cpu")
@@ -101,14 +105,14 @@ def test_wrong_nms_is_noticed(monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "what"), [(lambda y: y * 1.1, "output"), (lambda y: y.detach() * 2 - y, "input gradient")]
 )
-def test_wrong_deformable_convolution_is_noticed(monkeypatch, spoil, what):
+def test_wrong_deformable_convolution_is_detected(monkeypatch, spoil, what):
     right = torchvision.ops.deform_conv2d
     monkeypatch.setattr(torchvision.ops, "deform_conv2d", lambda *a, **k: spoil(right(*a, **k)))
     with pytest.raises(RuntimeError, match=what):
         doctor.try_deform_conv("cpu")
 
 
-def test_report_aligns_and_ends_with_the_verdict():
+def test_the_report_is_aligned_and_ends_with_a_summary():
     checks = [doctor.Check("torch", "2.14.1"), doctor.Check("numpy", "no module", "pip install numpy")]
     assert doctor.report(checks).splitlines() == [
         "torch  ok      2.14.1",

@@ -61,4 +61,4 @@ def test_what_does_not_go_with_a_letterbox_is_refused_in_a_line(tiny, run, tmp_p
     argv = ["--config-file", tiny, "OUTPUT_DIR", tmp_path, *LETTERBOX, [96, 96], "TEST.AUG.ENABLED", True]
     assert run("train_net.py", *argv) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "LETTERBOX" in x]
-    assert "INPUT.LETTERBOX.ENABLED True: does not go with TEST.AUG.ENABLED" in line
+    assert "INPUT.LETTERBOX.ENABLED True: cannot be combined with TEST.AUG.ENABLED" in line

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""What detectors, their stages, matching and alignment cost, each beside what it is compared with, in one run.
+"""Measure what detectors, their stages, the matching and the alignment cost, side by side in one run.
 
-    tools/benchmark.py matching               match_atss beside the textbook R x M form
-    tools/benchmark.py step                   a training step with alignment beside one without, and its peak memory
+    tools/benchmark.py matching               match_atss and the textbook R x M form
+    tools/benchmark.py step                   a training step with alignment and one without, and the peak memory
     tools/benchmark.py step --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --size 800 1088
-    tools/benchmark.py models --size 800 1088 --train --json costs.json --rows configs/ATSS/atss_R_50_FPN_1x.yaml \\
-        "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml" configs/comparison/fcos_R_50_FPN_1x.yaml
+    tools/benchmark.py models --size 800 1088 --train --json costs.json --variants \\
+        ATSS=configs/ATSS/atss_R_50_FPN_1x.yaml configs/comparison/fcos_R_50_FPN_1x.yaml
     tools/benchmark.py data --config-file configs/CLQ/clq_R_50_FPN_1x.yaml --workers 0 1 2 4
 
-Repetitions of all sides alternate, so that a machine whose speed drifts favours none. Medians are compared. models:
-latency by stage, images a second, training step by stage, peak memory, parameters and multiply-adds of any box detector
-of Detectron2's, with random weights on generated images. data: images a second of the training loader, and what each
-step of making one ready costs.
+The repetitions of all candidates alternate, so that a drift in the machine's speed favours none of them, and their
+medians are compared. "models" measures any box detector of Detectron2 with random weights on generated images: latency
+by stage, images per second, a training step by stage, peak memory, parameters and multiply-adds. "data" measures the
+images per second of the training loader and the time of each step that prepares an image.
 """
 
 import argparse
@@ -25,10 +25,11 @@ from pathlib import Path
 
 import clq
 import torch
-from clq.benchmark.cases import DTYPES, Conditions, find_device, parse_rows
+from clq.benchmark.conditions import DTYPES, Conditions, find_device, parse_variants
 from clq.benchmark.dataloader import images_per_second, seconds_by_step
-from clq.benchmark.models import format_table, measure
+from clq.benchmark.models import measure
 from clq.benchmark.synthetic import random_boxes, random_image
+from clq.benchmark.table import format_table
 from clq.data.checks import check_datasets
 from clq.engine.config_checks import make_folder
 from clq.modeling.assign.atss import match_atss
@@ -39,21 +40,22 @@ from detectron2.structures import Boxes, pairwise_iou
 STRIDES = [8, 16, 32, 64, 128]
 
 
-def alternate(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of one call of each side; a repetition is as many as fit into 0.1 s, or one.
+def alternate(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of one call of each candidate.
 
-    So neither side is measured on what the other has left of caches and allocator alone.
+    A repetition makes as many calls as fit into 0.1 s, but at least one, so that no candidate is measured only in the
+    state in which the other one has left the caches and the allocator.
     """
-    calls = {name: max(1, int(0.1 / seconds_of(call, 1))) for name, call in sides.items()}
-    seconds = {name: [] for name in sides}
+    calls = {name: max(1, int(0.1 / seconds_of(call, 1))) for name, call in candidates.items()}
+    seconds = {name: [] for name in candidates}
     for _ in range(repeats):
-        for name, call in sides.items():
+        for name, call in candidates.items():
             seconds[name].append(seconds_of(call, calls[name]))
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
 def seconds_of(call: Callable, times: int) -> float:
-    """Mean seconds of a call, over so many."""
+    """Mean seconds of a call, over the given number of calls."""
     start = time.perf_counter()
     for _ in range(times):
         call()
@@ -61,7 +63,7 @@ def seconds_of(call: Callable, times: int) -> float:
 
 
 def textbook_atss(grid_sizes, strides, gt_boxes, topk: int = 9, scale: float = 8.0):
-    """ATSS with the full matrices of distances and IoUs between R anchors and M boxes, as papers and code have it."""
+    """ATSS with the full matrices of distances and IoUs of R anchors and M boxes, as in the paper and its code."""
     anchors, sizes = [], [h * w for h, w in grid_sizes]
     for (h, w), s in zip(grid_sizes, strides, strict=True):
         y, x = torch.meshgrid(torch.arange(h) * float(s), torch.arange(w) * float(s), indexing="ij")
@@ -111,7 +113,7 @@ def benchmark_matching(args) -> None:
 
 
 def peak_allocation(profile) -> int:
-    """Bytes: the highest running sum of what the profile saw allocated and freed."""
+    """Bytes: the highest running sum of the allocations and releases that the profile recorded."""
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -148,11 +150,17 @@ def benchmark_step(args) -> None:
 
 
 def benchmark_models(args) -> None:
-    rows = parse_rows(args.rows, args.opts, args.as_built)
+    variants = parse_variants(args.variants, opts=args.opts, as_built=args.as_built)
     if args.json:
         make_folder("--json", os.path.dirname(args.json) or ".")
-    conditions = Conditions(tuple(args.size), args.batch, find_device(args.device), args.dtype, args.train)
-    machine, results = measure(rows, conditions, args.repeats)
+    conditions = Conditions(
+        size=tuple(args.size),
+        batch=args.batch,
+        device=find_device(args.device),
+        dtype=args.dtype,
+        train=args.train,
+    )
+    machine, results = measure(variants, conditions, args.repeats)
     print(format_table(machine, results))
     if args.json:
         Path(args.json).write_text(json.dumps({"machine": machine, "rows": results}, indent=1))
@@ -163,7 +171,8 @@ def benchmark_data(args) -> None:
     cfg = clq.setup_cfg(args.config_file, args.opts)
     check_datasets(cfg, splits=("TRAIN",))
     steps = seconds_by_step(cfg, args.images)
-    print(f"One image, {args.images} of {', '.join(cfg.DATASETS.TRAIN)}: {sum(steps.values()) * 1e3:.1f} ms")
+    datasets = ", ".join(cfg.DATASETS.TRAIN)
+    print(f"One image (mean of {args.images} from {datasets}): {sum(steps.values()) * 1e3:.1f} ms")
     for step, seconds in sorted(steps.items(), key=lambda item: -item[1]):
         print(f"  {step:16s} {seconds * 1e3:6.2f} ms")
     for workers in args.workers:
@@ -176,26 +185,32 @@ def parse_args(argv=None):
     kinds = parser.add_subparsers(dest="what", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--size", nargs=2, type=positive, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
-    shared.add_argument("--repeats", type=positive, default=5, help="counted repetitions of each side; default: 5")
+    shared.add_argument("--repeats", type=positive, default=5, help="counted repetitions of each candidate; default: 5")
     kinds.add_parser("matching", parents=[shared])
     step = kinds.add_parser("step", parents=[shared], epilog="KEY VALUE ...: overrides of the config")
     step.add_argument("--config-file", default="configs/CLQ/clq_R_50_FPN_1x.yaml", metavar="FILE")
     models = kinds.add_parser("models", parents=[shared])
-    models.add_argument("--rows", nargs="+", required=True, metavar="ROW", help="[NAME=]CONFIG.yaml [KEY VALUE ...]")
-    models.add_argument("--batch", type=positive, default=4, help="images of the larger batch, and of a training step")
-    models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
-    models.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast; default: without")
-    models.add_argument("--train", action="store_true", help="training steps, too")
     models.add_argument(
-        "--as-built", nargs="+", default=[], metavar="NAME", help="rows that are not made fast for inference"
+        *("--variants", "--rows"),  # --rows is the older spelling
+        nargs="+",
+        required=True,
+        metavar="VARIANT",
+        help="[NAME=]CONFIG.yaml [KEY VALUE ...]",
     )
-    models.add_argument("--json", metavar="FILE", help="write everything there")
-    models.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all rows: KEY VALUE ...")
+    models.add_argument("--batch", type=positive, default=4, help="images of the larger batch and a step; default: 4")
+    models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    models.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of autocast; default: no autocast")
+    models.add_argument("--train", action="store_true", help="measure training steps too")
+    models.add_argument(
+        "--as-built", nargs="+", default=[], metavar="NAME", help="variants to run without inference optimizations"
+    )
+    models.add_argument("--json", metavar="FILE", help="file for all measurements")
+    models.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all: KEY VALUE ...")
     data = kinds.add_parser("data")
     data.add_argument("--config-file", required=True, metavar="FILE")
-    data.add_argument("--workers", nargs="+", type=count, default=[0, 1, 2], help="default: 0 1 2")
-    data.add_argument("--images", type=positive, default=100, help="to take apart; default: 100")
-    data.add_argument("--seconds", type=positive, default=5, help="to load for with each number; default: 5")
+    data.add_argument("--workers", nargs="+", type=count, default=[0, 1, 2], help="loader processes; default: 0 1 2")
+    data.add_argument("--images", type=positive, default=100, help="images whose steps are timed; default: 100")
+    data.add_argument("--seconds", type=positive, default=5, help="loading time for each number; default: 5")
     data.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY VALUE ...")
     args, words = parser.parse_known_args(argv)
     if args.what == "step":

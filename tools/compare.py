@@ -45,7 +45,7 @@ def main(argv=None) -> None:
         difference = differences.get(name)
         lines.append([name, f"{mean_and_spread(list(aps.values()))} ({each})", interval_cell(difference)])
         content[name] = {"AP": aps, "difference": asdict(difference) if difference else None}
-    table = markdown_table(["", "AP (each seed)", f"AP less that of {args.reference}"], lines)
+    table = markdown_table(["", "AP (each seed)", f"AP minus {args.reference}"], lines)
     (args.output / "differences.md").write_text(table)
     (args.output / "differences.json").write_text(json.dumps(content, indent=1))
     if differences:

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Translate a detector's weights from another code base, for MODEL.WEIGHTS of train_net.py and demo.py.
+"""Convert a detector's weights from another code base, for MODEL.WEIGHTS of train_net.py and demo.py.
 
     tools/convert_weights.py mmdet atss_r50_fpn_1x_coco.pth atss.pth
     tools/convert_weights.py nanodet nanodet_m.ckpt nanodet.pth
 
-mmdet: ATSS, GFL, GFLv2, VFNet, TOOD and CLQ of MMDetection (2.x, 3.x, GFLv2's and CLQ's own repositories), on a
-ResNet, ResNeXt or Res2Net, deformable or not. What no weight shows is compared with the config that MMDetection keeps
-in its checkpoints: a setting that this project cannot have is an error, one of the test (score and NMS thresholds,
-numbers of boxes, image size) goes into the printed command. AP can differ in the last digits: Detectron2 shrinks images
-with Pillow, which averages over what it leaves out, MMDetection with OpenCV, which does not.
+mmdet converts ATSS, GFL, GFLv2, VFNet, TOOD and CLQ checkpoints of MMDetection (2.x, 3.x, and the repositories of
+GFLv2's and CLQ's authors) with a ResNet, ResNeXt or Res2Net backbone, deformable or not. Settings that the weights do
+not show are read from the config that MMDetection stores in its checkpoints. A setting that this project does not
+support is an error. Settings of the test (score and NMS thresholds, numbers of boxes, image size) become part of the
+printed command. The last digits of the AP can differ, because Detectron2 shrinks images with Pillow, which averages
+over the pixels that it leaves out, and MMDetection with OpenCV, which does not.
 
-nanodet: NanoDet-m of its authors, on any width of ShuffleNetV2, as .pth or as Lightning's .ckpt; averaged weights are
-taken where there are some. Not NanoDet-Plus. The weights do not tell the size of its images: two commands are printed.
+nanodet converts the NanoDet-m checkpoints of its authors, with any width of ShuffleNetV2, from .pth or Lightning's
+.ckpt files. It takes the averaged weights if the file has them. NanoDet-Plus is not supported. The weights do not show
+the size of the images, so two commands are printed.
 
 Both print the command that evaluates the result.
 """
@@ -20,9 +22,9 @@ import argparse
 import os
 import shlex
 
-import torch
 from clq.checkpoint.mmdet import convert_checkpoint
 from clq.checkpoint.nanodet import convert_nanodet_checkpoint
+from clq.checkpoint.storage import SAFETENSORS, save_safetensors, save_torch
 from clq.errors import UserError
 from clq.utils.cli import run_cli
 
@@ -31,9 +33,9 @@ SOURCES = {"mmdet": convert_checkpoint, "nanodet": convert_nanodet_checkpoint}
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", choices=list(SOURCES), help="where the weights come from")
+    parser.add_argument("source", choices=list(SOURCES), help="code base that the weights come from")
     parser.add_argument("input", help="checkpoint to read")
-    parser.add_argument("output", help="file to write; must not exist")
+    parser.add_argument("output", help="file to write, .pth or .safetensors; must not exist")
     return parser.parse_args(argv)
 
 
@@ -42,14 +44,14 @@ def main(argv=None):
     if os.path.exists(args.output):
         raise UserError(f"{args.output}: exists already; choose another name.")
     weights, configs, keys = SOURCES[args.source](args.input)
-    try:
-        torch.save({"model": weights}, args.output)
-    except (OSError, RuntimeError) as e:  # torch's own for a folder that is not there
-        raise UserError(f"{args.output}: cannot be written ({' '.join(str(e).split())}); choose another.") from e
+    if args.output.endswith(SAFETENSORS):
+        save_safetensors(weights, args.output)
+    else:
+        save_torch({"model": weights}, args.output)
     classes = next(len(value) for name, value in weights.items() if name.endswith("cls_logits.bias"))
     print(f"{args.output}: {len(weights)} weights, {classes} classes")
     if len(configs) > 1:
-        print("# The weights do not tell which of these configs it was trained with; choose by the size of its images.")
+        print("# The weights do not show which of these configs was trained; choose it by the size of its images.")
     for config in configs:
         words = ["--config-file", config, "--eval-only", "MODEL.WEIGHTS", args.output]
         for key, value in keys.items():

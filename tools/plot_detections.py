@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draw ground truth beside detections for the images of the test data sets; prints the paths of the pictures.
+"""Draw ground truth and detections side by side for the images of the test sets, and print the paths of the pictures.
 
 tools/plot_detections.py --config-file output/sample/config.yaml MODEL.WEIGHTS output/sample/model_final.pth
-tools/plot_detections.py --config-file ... --crop 640      only the part of each image with most objects
+tools/plot_detections.py --config-file ... --crop 640      only the window with the most objects of each image
 """
 
 import argparse
@@ -16,7 +16,7 @@ from clq.data.images import read_image
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
 from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
-from clq.inference.visualization import compare, crop, populated_window
+from clq.inference.visualization import Scene, compare, crop, populated_window
 from clq.utils.cli import positive, run_cli
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
@@ -25,34 +25,40 @@ from detectron2.structures import Instances
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--output", help="folder (default: pictures in OUTPUT_DIR)")
-    parser.add_argument("--limit", type=positive, help="only the first so many images of each data set")
-    parser.add_argument("--confidence-threshold", type=float, default=DRAWING_THRESHOLD, help="default: %(default)s")
+    parser.add_argument("--config-file", required=True, help="config of the detector; training saves it in OUTPUT_DIR")
+    parser.add_argument("--output", help="folder for the pictures; default: pictures in OUTPUT_DIR")
+    parser.add_argument("--limit", type=positive, help="number of images to draw from each data set; default: all")
     parser.add_argument(
-        "--crop", type=positive, metavar="PIXELS", help="draw the window of this side with most objects, to _crop.png"
+        "--confidence-threshold",
+        type=float,
+        default=DRAWING_THRESHOLD,
+        help="lowest final score that is drawn; default: %(default)s",
+    )
+    parser.add_argument(
+        "--crop", type=positive, metavar="PIXELS", help="draw only the square window of this side with the most objects"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)
 
 
 def ground_truth(record: dict) -> Instances:
-    """The boxes that count, without crowds, of a record of Detectron2's format."""
+    """The boxes of a record in Detectron2's format, without crowds."""
     size = record["height"], record["width"]
-    keys = "bbox", "bbox_mode", "category_id"  # no masks, which come in several forms
+    keys = "bbox", "bbox_mode", "category_id"  # masks come in several forms and are not drawn
     boxes = [{key: a[key] for key in keys} for a in record["annotations"] if not a.get("iscrowd")]
     return annotations_to_instances(boxes, size)
 
 
 def picture(cfg, predictor, record: dict, names: list[str], args):
+    """The picture of one record: its image with the ground truth, and again with the detections."""
     image = read_image(record["file_name"], cfg.INPUT.FORMAT)
     found = predictor(image)
     found = found[found.scores >= args.confidence_threshold]
-    scene = convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found
+    scene = Scene(convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found)
     if args.crop:
-        window = populated_window(scene[1].gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
-        scene = crop(*scene, window)
-    return compare(*scene, names, args.confidence_threshold)
+        window = populated_window(scene.truth.gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
+        scene = crop(scene, window)
+    return compare(scene, names, args.confidence_threshold)
 
 
 def main(argv=None):
@@ -68,7 +74,7 @@ def main(argv=None):
     for dataset in cfg.DATASETS.TEST:
         names, root = class_names(dataset), MetadataCatalog.get(dataset).get("image_root", "/")
         for record in itertools.islice(DatasetCatalog.get(dataset), args.limit):
-            # The path in the data set, since images of two folders may share a name.
+            # The path within the data set, since images in two folders may have the same name.
             name = os.path.splitext(os.path.relpath(record["file_name"], root))[0].replace(os.sep, "_")
             path = os.path.join(output, f"{name}_crop.png" if args.crop else f"{name}.png")
             picture(cfg, predictor, record, names, args).save(path)

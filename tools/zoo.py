@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write MODEL_ZOO.md: every config with what was published of it, and every result recorded in docs/results.
+"""Write MODEL_ZOO.md: every config with its published AP, and every result recorded in docs/results.
 
 tools/zoo.py            rewrites MODEL_ZOO.md
-tools/zoo.py --check    exit status 2 where it is not what the configs and results say
+tools/zoo.py --check    exits with status 2 if MODEL_ZOO.md does not match the configs and results
 
-A record is a study's results.json of tools/ablate.py, under "rows", with "data", "schedule" and "machine" in words.
-What it measured of speed and size is shown where all its rows have it.
+A record has the keys "data", "schedule" and "machine", which describe a study in words, and "rows", which holds the
+results.json of tools/ablate.py. Speed and size are shown if all variants of the record have them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from clq.utils.cli import run_cli
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "MODEL_ZOO.md"
-# AP as the CLQ paper gives it, and the table it is in.
+# AP in the CLQ paper, and the table that reports it.
 PAPER = {
     "CLQ/clq_R_50_FPN_1x": (41.6, "Table 2"),
     "CLQ/clq_R_50_FPN_2x_ms": (44.2, "Table 4, test-dev"),
@@ -34,8 +34,8 @@ PAPER = {
     "ablations/clq_wo_align_R_50_FPN_1x": (40.4, "Table 2"),
     "ablations/clq_wo_lqe_R_50_FPN_1x": (39.9, "Table 2"),
 }
-# AP on COCO of the models that each method's authors released, from the README of their repository; on test-dev where
-# nothing else is said.
+# AP on COCO of the models that the authors of each method released, from the README of their repository; on test-dev
+# unless stated otherwise.
 AUTHORS = {
     "ATSS/atss_R_50_FPN_1x": 39.3,
     "ATSS/atss_R_101_FPN_2x_ms": 43.6,
@@ -59,7 +59,7 @@ AUTHORS = {
     "VFNET/vfnet_R_101_FPN_2x_ms": 46.7,
     "VFNET/vfnet_X_101_64x4d_FPN_2x_ms": 48.5,
 }
-# The README of each folder's authors and the commit it was read at.
+# Repository of the authors of each folder's method, and the commit at which its README was read.
 SOURCES = {
     "ATSS": ("sfzhang15/ATSS", "0f66e2812e4fcbb267fa2cf0aab012ee3ec981ac"),
     "GFL": ("implus/GFocal", "c44d6da61fd8bce08ccc8d7d55587c3e955abb6b"),
@@ -70,31 +70,30 @@ SOURCES = {
 }
 HEADER = """# Model zoo
 
-Made by `tools/zoo.py` from `configs/` and `docs/results/`. No checkpoint is published yet.
+`tools/zoo.py` generates this page from `configs/` and `docs/results/`. No checkpoint is published yet.
 
 ## COCO
 
-**None of these has been trained here**: COCO was not available. All AP in this table was published by others.
+**None of these detectors has been trained on COCO here**, because COCO was not available. Others published all AP in
+this table:
 
-- *CLQ paper*: what the [CLQ paper](https://arxiv.org/abs/2309.13269) reports; Tables 2 and 3 are its ablations.
-- *authors*: what a method's own authors report of the models they released, on test-dev (NanoDet's: on val2017), in the
-  README of {}.
-  These stand in for the figures of the CLQ paper's Table 4, which could not be looked up here and may differ: GFLv2's
-  authors say that the models they released are from new trainings (their paper's ResNet-101 has 46.2), and their
-  ResNet-50 at 1x is trained at several scales, where our config has one. ATSS's authors
-  draw the short side from 640 to 800 at 2x.
-- A dash: no figure was found. ATSS's and TOOD's authors list no ResNet-50 at 2x, GFL's and GFLv2's no ResNeXt-101-64x4d
-  (GFL's ResNeXt-101-32x4d: 46.0).
+- *CLQ paper* is the AP that the [CLQ paper](https://arxiv.org/abs/2309.13269) reports. Its Tables 2 and 3 are
+  ablations.
+- *authors* is the AP that the authors of a method report for the models they released, on test-dev (NanoDet's on
+  val2017), in the README of {}.
+  These figures replace those of the CLQ paper's Table 4, which could not be looked up
+  here and may differ. GFLv2's authors state that they trained the released models anew (their paper reports 46.2 for
+  ResNet-101), and they train ResNet-50 at 1x at several scales, whereas our config uses one. ATSS's authors draw the
+  short side from 640 to 800 at 2x.
+- A dash means that no figure was found. ATSS's and TOOD's authors list no ResNet-50 at 2x, and GFL's and GFLv2's list
+  no ResNeXt-101-64x4d (GFL's ResNeXt-101-32x4d has 46.0).
 
-ResNeXt-101-64x4d starts from `torchvision://resnext101_64x4d` here, a training of torchvision's newer recipe. Models of
-MMDetection, where the code of VFNet, TOOD and CLQ comes from, start from OpenMMLab's own file, `resnext101_64x4d`, so
-their AP may not be reached exactly with ours. Inputs are normalised alike. To start from that file, give its address as
-`MODEL.WEIGHTS`, or its path once it is downloaded:
-
-```
-python train_net.py --config-file configs/VFNET/vfnet_X_101_64x4d_FPN_2x_ms.yaml \\
-    MODEL.WEIGHTS https://download.openmmlab.com/pretrain/third_party/resnext101_64x4d-ee2c6f71.pth
-```
+`configs/ATSS`, `GFL`, `GFLV2`, `VFNET` and `TOOD` have ResNet-50 at 1x and at multi-scale 2x, and ResNet-101 and
+ResNeXt-101-64x4d at multi-scale 2x. GFLv2 also has three deformable backbones. `configs/CLQ/clq_lite_320.yaml` and
+`clq_lite_416.yaml` are NanoDet with CLQ's quality branch and score (1.0 M parameters). `configs/comparison` has
+Detectron2's own RetinaNet, FCOS, Faster, Mask and Cascade R-CNN on the same input, backbone and schedule; Mask R-CNN
+needs segmentations and is evaluated on boxes. [docs/weights.md](docs/weights.md#imagenet-weights) describes the
+ImageNet weights that the configs start from, which affect the AP of ResNeXt-101-64x4d.
 
 """
 
@@ -105,7 +104,7 @@ def make_header() -> str:
 
 
 def published(name: str) -> list[str]:
-    """The two cells of AP that others published for a config."""
+    """AP that others published for a config: the two cells of the table."""
     paper = "{} ({})".format(*PAPER[name]) if name in PAPER else "–"
     return [paper, str(AUTHORS.get(name, "–"))]
 
@@ -113,11 +112,11 @@ def published(name: str) -> list[str]:
 def coco_table() -> str:
     for name in (*PAPER, *AUTHORS):
         if not (ROOT / "configs" / f"{name}.yaml").is_file():
-            raise UserError(f"configs/{name}.yaml: no such file, though tools/zoo.py has a published figure for it.")
+            raise UserError(f"configs/{name}.yaml: no such file, but tools/zoo.py has its published AP.")
     lines = []
     for path in sorted(ROOT.glob("configs/*/*.yaml")):
         name = str(path.relative_to(ROOT / "configs").with_suffix(""))
-        if name.startswith("sample/") or "/mmdet_" in name:  # no training of their own
+        if name.startswith("sample/") or "/mmdet_" in name:  # these configs have no published AP
             continue
         cfg = clq.setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
         sizes = cfg.INPUT.LETTERBOX.SIZE if cfg.INPUT.LETTERBOX.ENABLED else cfg.INPUT.MIN_SIZE_TRAIN
@@ -137,18 +136,18 @@ def study(path: Path) -> str:
     """One recorded study as a section.
 
     Raises:
-        UserError: the record lacks something.
+        UserError: the record lacks a key, or one of its values has a wrong type.
     """
     lines = []
     try:
         record = json.loads(path.read_text())
-        rows = record["rows"]
-        first = next(iter(rows.values()))
-        speed = [key for key in first if key != "seeds" and all(key in row for row in rows.values())]
-        for name, row in rows.items():
-            measured = [{k: math.nan if v is None else v for k, v in seed.items()} for seed in row["seeds"].values()]
-            lines.append([name, str(len(measured)), *metric_cells(measured), *(f"{row[key]:.1f}" for key in speed)])
-        table = markdown_table(["row", "seeds", *METRICS, *speed], lines)
+        variants = record["rows"]
+        first = next(iter(variants.values()))
+        speed = [key for key in first if key != "seeds" and all(key in result for result in variants.values())]
+        for name, result in variants.items():
+            measured = [{k: math.nan if v is None else v for k, v in s.items()} for s in result["seeds"].values()]
+            lines.append([name, str(len(measured)), *metric_cells(measured), *(f"{result[key]:.1f}" for key in speed)])
+        table = markdown_table(["variant", "seeds", *METRICS, *speed], lines)
         return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as e:
         why = f"{type(e).__name__} {' '.join(str(e).split())}"
@@ -158,21 +157,21 @@ def study(path: Path) -> str:
 def make_zoo() -> str:
     studies = [study(path) for path in sorted(ROOT.glob("docs/results/*.json"))]
     footnote = (
-        "Mean ± standard deviation over seeds. AR at the most detections an image that count; score-IoU: Spearman's "
-        "rank correlation of final score and IoU over all detections.\n"
+        "Every figure is the mean ± standard deviation over seeds. AR is taken at the largest number of detections per "
+        "image that count. score-IoU is Spearman's rank correlation of final score and IoU over all detections.\n"
     )
     return "\n".join([make_header() + coco_table(), *studies, footnote])
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--check", action="store_true", help="write nothing; report whether MODEL_ZOO.md is up to date")
     check = parser.parse_args(argv).check
     zoo = make_zoo()
     if not check:
         ZOO.write_text(zoo)
     elif not ZOO.is_file() or ZOO.read_text() != zoo:
-        raise UserError("MODEL_ZOO.md is not what configs and docs/results say; run tools/zoo.py.")
+        raise UserError("MODEL_ZOO.md does not match configs and docs/results; run tools/zoo.py.")
     return 0
 
 

@@ -1,3 +1,5 @@
+"""Stages, multiply-adds and parameters of models."""
+
 import itertools
 
 import clq
@@ -8,12 +10,11 @@ from clq.benchmark.profiling import (
     count_flops,
     count_parameters,
     flops_by_stage,
-    inference_places,
-    training_places,
+    inference_functions,
+    training_functions,
 )
-from clq.benchmark.synthetic import make_candidates, random_image
-from clq.modeling.assign.atss import ATSSMatcher
-from clq.modeling.head.feature_alignment import BACKENDS, AlignConv, GeometricOffsets
+from clq.benchmark.synthetic import random_image
+from clq.modeling.head.feature_alignment import BACKENDS, FeatureAlignment, GeometricOffsets
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -33,13 +34,13 @@ TINY_FLOPS = {
 
 
 class HandCounted(nn.Module):
-    """One layer of each kind, on a 16x32 image: halved by the first, Detectron2's wrapper, to 8x16."""
+    """One layer of each kind; the first, Detectron2's wrapper, halves an image of 16x32 to 8x16."""
 
     def __init__(self, backend):
         super().__init__()
         self.first = Conv2d(3, 8, 3, stride=2, padding=1, bias=False, norm=nn.BatchNorm2d(8))
         self.grouped = nn.Conv2d(8, 8, 1, groups=4)
-        self.align = AlignConv(8, GeometricOffsets(), backend)
+        self.align = FeatureAlignment(8, GeometricOffsets(), backend)
         self.linear = nn.Linear(8, 5)
 
     def forward(self, batched_inputs):
@@ -53,7 +54,7 @@ def build(tiny, *opts):
     return build_model(clq.setup_cfg(tiny, opts))
 
 
-def test_a_stage_is_without_those_inside_it():
+def test_a_stage_does_not_include_the_stages_inside_it():
     now = 0.0
 
     class Model:
@@ -71,32 +72,32 @@ def test_a_stage_is_without_those_inside_it():
 
     model = Model()
     meter = StageMeter(lambda: now)
-    spend(8)  # before: nobody's
-    with meter.on([("outer", model, "outer"), ("inner", Model, "inner")]):
+    spend(8)  # before the measurement, so it counts nowhere
+    with meter.measuring([("outer", model, "outer"), ("inner", Model, "inner")]):
         spend(16)
         model.outer()
         with meter.stage("extra"):
             spend(32)
             model.inner()
     assert meter.spent == {"outer": 3, "inner": 8, "extra": 32, "rest": 16}
-    assert vars(model) == {} and "metered" not in Model.inner.__qualname__  # all is as it was
+    assert vars(model) == {} and "metered" not in Model.inner.__qualname__  # the functions are restored
 
 
-def test_functions_are_given_back_after_an_error():
+def test_functions_are_restored_after_an_error():
     class Model:
         def fail(self):
             raise ZeroDivisionError
 
     model = Model()
-    with pytest.raises(ZeroDivisionError), StageMeter(float).on([("stage", model, "fail")]):
+    with pytest.raises(ZeroDivisionError), StageMeter(float).measuring([("stage", model, "fail")]):
         model.fail()
     assert vars(model) == {}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_multiply_adds_by_hand(backend, autocast):
-    """3x3 of 3 to 8 channels, 1x1 in four groups of 2, deformable 3x3, fully connected: on 128 locations."""
+def test_multiply_adds_are_those_counted_by_hand(backend, autocast):
+    """At 128 locations: 3x3 from 3 to 8 channels, 1x1 in four groups of 2, deformable 3x3, fully connected."""
     model = HandCounted(backend)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         counted = count_flops(model, (16, 32))
@@ -104,12 +105,14 @@ def test_multiply_adds_by_hand(backend, autocast):
     assert model.training
 
 
-def test_parameters_by_hand():
+def test_parameters_are_those_counted_by_hand():
     model = HandCounted("gather")
-    assert count_parameters(model) == (3 * 9 * 8 + 2 * 8) + (8 * 2 + 8) + 8 * 9 * 8 + (8 * 5 + 5)  # BN has 2 a channel
+    assert count_parameters(model) == (3 * 9 * 8 + 2 * 8) + (8 * 2 + 8) + 8 * 9 * 8 + (
+        8 * 5 + 5
+    )  # a norm has 2 per channel
 
 
-def test_multiply_adds_of_a_detector_by_hand(tiny):
+def test_multiply_adds_of_a_detector_are_those_counted_by_hand(tiny):
     counted = flops_by_stage(build(tiny), (96, 96))
     assert {stage: value for stage, value in counted.items() if value} == TINY_FLOPS
     # An image of 90x70 is padded to multiples of 32.
@@ -118,25 +121,25 @@ def test_multiply_adds_of_a_detector_by_hand(tiny):
 
 @pytest.mark.parametrize("opts", [[], RETINANET])
 def test_all_stages_of_a_detector_are_found(tiny, opts):
-    """By a clock that ticks once at each look: every stage is entered, and nothing is lost."""
+    """A clock that ticks at each reading shows that every stage is entered and that the stages add up."""
     ticks = itertools.count()
     model = build(tiny, *opts)
-    with torch.no_grad(), StageMeter(lambda: next(ticks)).on(inference_places(model.eval())) as meter:
+    with torch.no_grad(), StageMeter(lambda: next(ticks)).measuring(inference_functions(model.eval())) as meter:
         model([random_image(96, 96)])
     alignment = set() if opts else {"alignment"}
     assert set(meter.spent) == {"preprocessing", "backbone", "FPN", "head", "decode+NMS", "rest"} | alignment
-    assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2  # the first look, and this
+    assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2  # less two readings
 
-    ticks, before = itertools.count(), ATSSMatcher.__call__
-    with EventStorage(), StageMeter(lambda: next(ticks)).on(training_places(model.train())) as meter:
+    ticks, before = itertools.count(), getattr(model, "assigner", None)
+    with EventStorage(), StageMeter(lambda: next(ticks)).measuring(training_functions(model.train())) as meter:
         model([random_image(96, 96)])
-    assert ATSSMatcher.__call__ is before and "forward" not in vars(model)
+    assert getattr(model, "assigner", None) is before and "forward" not in vars(model)
     assert set(meter.spent) == {"data", "forward", "matching", "loss", "rest"}
     assert all(meter.spent.values()) and sum(meter.spent.values()) == next(ticks) - 2
 
 
 def test_a_compiled_network_is_one_stage(tiny, monkeypatch):
-    """It runs as written while its arithmetic is counted; compiling it takes long, and is not needed here."""
+    """It runs uncompiled while its arithmetic is counted, because compiling would take long."""
     monkeypatch.setattr(torch, "compile", lambda function, mode: pytest.fail("compiled"))
     model = build(tiny, "MODEL.CLQ.COMPILE", True)
     counted = flops_by_stage(model, (96, 96))
@@ -147,15 +150,6 @@ def test_a_compiled_network_is_one_stage(tiny, monkeypatch):
 def test_task_aligned_matching_is_a_stage_too(tiny):
     tood = ["MODEL.CLQ.ASSIGN.NAME", "task", "MODEL.CLQ.ASSIGN.WARMUP", 0.0]
     model, ticks = build(tiny, *tood), itertools.count()
-    with StageMeter(lambda: next(ticks)).on(training_places(model)) as meter:
+    with StageMeter(lambda: next(ticks)).measuring(training_functions(model)) as meter:
         model([random_image(96, 96)])
     assert meter.spent["matching"]
-
-
-def test_candidates_score_at_least_one_half():
-    levels = [torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 2, 2).to(memory_format=torch.channels_last)]
-    make_candidates(levels, 50)
-    scores = torch.cat([level.flatten() for level in levels]).sigmoid()
-    assert ((scores >= 0.5) & (scores < 0.983)).sum() == 50 and (scores < 1e-8).sum() == 72 - 50
-    make_candidates(levels, 100)
-    assert all((level >= 0).all() for level in levels)

@@ -1,4 +1,4 @@
-"""Random weights with the names and shapes of MMDetection's models, and models of ours that they must fill."""
+"""Random weights with the names and shapes of MMDetection's models, and models of this project for them."""
 
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 
 
 def random_weights(shapes):
-    """Values that keep features within bounds, and no two tensors alike."""
+    """Values that keep features bounded; no two tensors are equal."""
     weights = {}
     for key, shape in shapes.items():
         if len(shape) == 4:
@@ -29,7 +29,7 @@ def random_weights(shapes):
 
 
 def zero_weights(shapes):
-    """One zero each in memory and in a file, whatever the size."""
+    """Zeros that take the memory of one number each, whatever their shapes."""
     return {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
 
 
@@ -44,7 +44,7 @@ def _offsets(name, inputs, channels):
 
 
 def resnet_shapes(num_blocks=(3, 4, 6, 3), stem=8, res2=16, width=4, groups=1, offset_channels=(0, 0, 0, 0)):
-    """A ResNet or ResNeXt of bottlenecks; offset_channels: of the deformable convolutions, stage by stage."""
+    """A ResNet or ResNeXt of bottlenecks; ``offset_channels`` counts the offset channels of each stage."""
     shapes, channels = {"conv1.weight": (stem, 3, 7, 7), **_norm("bn1", stem)}, stem
     for stage, blocks in enumerate(num_blocks):
         inner, outer = groups * width * 2**stage, res2 * 2**stage
@@ -84,14 +84,14 @@ def res2net_shapes(num_blocks=(3, 4, 6, 3), stem=8, res2=16, width=3, scales=4, 
 
 
 def resnet18_shapes():
-    """A ResNet-18 of its full width: MMDetection's names are torchvision's."""
+    """A ResNet-18 of full width, for which MMDetection has the names of torchvision."""
     with torch.device("meta"):
-        body = torchvision.models.resnet18().state_dict()
-    return {key: value.shape for key, value in body.items() if not key.startswith("fc.")}
+        weights = torchvision.models.resnet18().state_dict()
+    return {key: value.shape for key, value in weights.items() if not key.startswith("fc.")}
 
 
 def head_shapes(name="atss", box_channels=4, classes=CLASSES, quality=False):
-    """Stacked convolutions with GN, predictors, one scalar scale a level; GFLv2's quality."""
+    """Stacked convolutions with GN, predictors, and one scalar scale per level; with ``quality``, GFLv2's branch."""
     shapes = {f"scales.{i}.scale": () for i in range(5)}
     for tower in ("cls_convs", "reg_convs"):
         for i in range(DEPTH):
@@ -112,7 +112,7 @@ def gfl_head(classes=CLASSES, quality=True):
 
 
 def clq_head(classes=CLASSES, align=True):
-    """Of CLQ's authors: GFL's with predicted IoU, and classification aligned by four groups of offsets."""
+    """The head of CLQ's authors: that of GFL with a predicted IoU and an alignment by four groups of offsets."""
     shapes = head_shapes("clq", 4 * 17, classes)
     shapes |= {"retina_iou.weight": (1, WIDTH, 3, 3), "retina_iou.bias": (1,)}
     if align:
@@ -148,15 +148,21 @@ def tood_head(classes=CLASSES):
     return random_weights(shapes)
 
 
-def detector(body=None, head=None, make=random_weights):
-    """backbone., neck. and bbox_head. of a whole one; ATSS on a narrow ResNet-50 without being asked."""
-    body, neck = body or resnet_shapes(), {}
+def detector(backbone=None, head=None, make=random_weights):
+    """The weights of a whole detector; by default ATSS on a narrow ResNet-50.
+
+    Args:
+        backbone: shapes of the backbone's weights.
+        head: weights of the head.
+        make: function that makes the weights of the backbone and the FPN from their shapes.
+    """
+    backbone, neck = backbone or resnet_shapes(), {}
     for i in range(3):
-        last = body.get(f"layer{i + 2}.0.bn3.bias") or body[f"layer{i + 2}.0.bn2.bias"]
+        last = backbone.get(f"layer{i + 2}.0.bn3.bias") or backbone[f"layer{i + 2}.0.bn2.bias"]
         neck[f"lateral_convs.{i}.conv.weight"] = (WIDTH, last[0], 1, 1)
     neck |= {f"fpn_convs.{i}.conv.weight": (WIDTH, WIDTH, 3, 3) for i in range(5)}
     neck |= {key.replace("weight", "bias"): (WIDTH,) for key in neck}
-    parts = {"backbone": make(body), "neck": make(neck)}
+    parts = {"backbone": make(backbone), "neck": make(neck)}
     parts["bbox_head"] = head or random_weights(head_shapes())
     return {f"{part}.{key}": value for part, weights in parts.items() for key, value in weights.items()}
 
@@ -167,7 +173,7 @@ def make_head(coder, towers=separate_towers, **parts):
 
 
 def build_small(config, *opts):
-    """A detector with the neck's and the head's sizes of these; the body is the config's or that of the overrides."""
+    """A detector with the FPN and head sizes of this module, and the backbone of the config and the overrides."""
     c = "MODEL.CLQ."
     small = [c + "CONV_DIM", WIDTH, c + "NUM_CONVS", DEPTH, c + "NUM_CLASSES", CLASSES, "DATASETS.TRAIN", []]
     small += ["MODEL.FPN.OUT_CHANNELS", WIDTH, "MODEL.DEVICE", "cpu"]
@@ -175,7 +181,7 @@ def build_small(config, *opts):
 
 
 def load(model, weights):
-    """Loads all of it, into all of it."""
+    """Loads weights that must be exactly those of the model."""
     found = model.load_state_dict(weights, strict=True)
     assert not found.missing_keys
     assert not found.unexpected_keys

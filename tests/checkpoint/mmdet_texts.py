@@ -1,4 +1,4 @@
-"""Configs as MMDetection writes them into its checkpoints, put together from what its published ones have."""
+"""Configs as MMDetection writes them into its checkpoints, composed from parts of its published ones."""
 
 import functools
 
@@ -17,7 +17,7 @@ _CODER = (
 )
 _QUALITY_LOSS = "loss_cls=dict(type='QualityFocalLoss', use_sigmoid=False, beta=2.0, loss_weight=1.0)"
 _ATSS = "assigner=dict(type='ATSSAssigner', topk=9)"
-# Class of a head -> what it has beside its class, numbers of classes and channels; what its training has.
+# Class of a head -> its settings except for class, numbers of classes and channels; settings of its training.
 HEADS = {
     "ATSSHead": (f"{_ANCHORS}, {_CODER}", _ATSS),
     "GFLHead": (f"{_ANCHORS}, reg_max=16", _ATSS),
@@ -74,7 +74,7 @@ _PREPROCESSOR = """data_preprocessor=dict(
 
 
 def config_text(kind, classes=80, version="2.x"):
-    """The config of a published detector whose head is of this class."""
+    """The config of a published detector that has a head of this class."""
     head, train = HEADS.get(kind, HEADS["ATSSHead"])
     relu = ", relu_before_extra_convs=True" if kind == "VFNetHead" else ""
     model = {"kind": kind, "model": kind.removesuffix("Head"), "classes": classes}
@@ -108,15 +108,18 @@ def our_config(kind):
 
 
 def check(text):
-    """Our keys of how this text's detector is tested, if ours is the same detector; the file is a.pth."""
+    """Compares the settings of a text with this project's config and returns its settings of the test as keys.
+
+    Messages call the file a.pth.
+    """
     config = read_config("a.pth", text)
-    kind, _ = head_of(config)
+    kind = head_of(config).kind
     check_settings("a.pth", config, our_config(kind), OURS[kind])
     return selection_keys("a.pth", config)
 
 
 def changed(text, changes):
-    """A text in which each of these words, which must be there, is another."""
+    """A text in which strings, all of which must be there, are replaced by others."""
     for before, after in changes.items():
         assert before in text, before
         text = text.replace(before, after)

@@ -1,4 +1,4 @@
-"""Random weights with the names and shapes of NanoDet-m, and what its authors' network computes from them."""
+"""Random weights with the names and shapes of NanoDet-m, and the outputs of its authors' network for them."""
 
 import torch
 import torchvision
@@ -15,24 +15,24 @@ def _norm(name, channels):
 
 
 def backbone(name, device="meta"):
-    """torchvision's ShuffleNetV2, whose names the authors kept, with their activation and without the classifier."""
+    """torchvision's ShuffleNetV2 with the activation of NanoDet's authors and without the classifier."""
     with torch.device(device):
-        body = torchvision.models.get_model(name, weights=None)
-    del body.conv5, body.fc
-    for module in list(body.modules()):
+        network = torchvision.models.get_model(name, weights=None)
+    del network.conv5, network.fc
+    for module in list(network.modules()):
         for child, layer in module.named_children():
             if isinstance(layer, nn.ReLU):
                 setattr(module, child, nn.LeakyReLU(0.1))
-    return body.eval()
+    return network.eval()
 
 
 def nanodet_shapes(name="shufflenet_v2_x0_5", width=16, convs=2, classes=CLASSES, bins=BINS):
-    """Of all of it; width: of neck and head; convs: depthwise convolutions of each level's head."""
-    body = backbone(name)
-    shapes = {f"backbone.{key}": tuple(value.shape) for key, value in body.state_dict().items()}
+    """A whole detector. ``width`` is that of neck and head; ``convs`` counts the convolutions of each level's head."""
+    network = backbone(name)
+    shapes = {f"backbone.{key}": tuple(value.shape) for key, value in network.state_dict().items()}
     shapes["head.distribution_project.project"] = (bins,)
     for level in range(3):
-        inputs = 2 * shapes[f"backbone.stage{level + 2}.0.branch2.5.weight"][0]  # two halves, side by side
+        inputs = 2 * shapes[f"backbone.stage{level + 2}.0.branch2.5.weight"][0]  # both halves
         lateral = f"fpn.lateral_convs.{level}.conv."
         shapes |= {f"{lateral}weight": (width, inputs, 1, 1), f"{lateral}bias": (width,)}
         for i in range(convs):
@@ -46,18 +46,18 @@ def nanodet_shapes(name="shufflenet_v2_x0_5", width=16, convs=2, classes=CLASSES
 
 
 def nanodet_weights(**sizes):
-    """Random values; batch counters are whole numbers."""
+    """Random weights; the counters of batches are whole numbers."""
     weights = random_weights(nanodet_shapes(**sizes))
     counters = {key: torch.tensor(7) for key in weights if key.endswith("num_batches_tracked")}
     return {**weights, **counters}
 
 
 def nanodet_outputs(weights, images, name="shufflenet_v2_x0_5", convs=2):
-    """What the authors' network computes: of each level class logits and box logits, in one tensor."""
-    body, levels, outputs = backbone(name, "cpu"), [], []
-    body.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")})
-    x = body.maxpool(body.conv1(images))
-    for level, stage in enumerate((body.stage2, body.stage3, body.stage4)):
+    """The outputs of the authors' network: class and box logits of each level in one tensor."""
+    network, levels, outputs = backbone(name, "cpu"), [], []
+    network.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")})
+    x = network.maxpool(network.conv1(images))
+    for level, stage in enumerate((network.stage2, network.stage3, network.stage4)):
         x, lateral = stage(x), f"fpn.lateral_convs.{level}.conv."
         levels.append(F.conv2d(x, weights[f"{lateral}weight"], weights[f"{lateral}bias"]))
     for i in (1, 0):

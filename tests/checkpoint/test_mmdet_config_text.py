@@ -1,4 +1,4 @@
-"""The text of a config in a checkpoint: what is read as Python means it, and what is refused."""
+"""The text of a config in a checkpoint: values are read as Python would, and other statements are refused."""
 
 import tracemalloc
 
@@ -8,7 +8,7 @@ from clq.errors import UserError
 from mmdet_texts import config_text
 
 
-def test_values_are_read_as_python_means_them():
+def test_values_are_read_as_python_would():
     text = "x = 3\na = dict(b=[1, -2.5, (True, None)], **dict(c='d'))\ne = {'f g': x, **a}\nh = range(0, x)\ni = inf\n"
     config = read_config("a.pth", text + "model: dict = {}\nk = l = None\nm: int\n")
     assert str(config.pop("h")) == "range(0, x)"
@@ -24,30 +24,30 @@ def test_values_are_read_as_python_means_them():
     }
 
 
-def test_docstrings_and_imports_say_nothing():
+def test_docstrings_and_imports_are_skipped():
     text = "'A config.'\nimport os.path\nfrom a import b as c, d\nd = 1\nmodel = dict(x=c)\nfrom e import d\n"
     config = read_config("a.pth", text)
-    assert (list(config), str(config["model"]["x"])) == (["model"], "c")  # what d became, nobody knows
+    assert (list(config), str(config["model"]["x"])) == (["model"], "c")  # the import gives d an unknown value
 
 
 @pytest.mark.parametrize(
     "text, why",
     [
-        ("/configs/gfl.py\n" + config_text("GFLHead"), "is no Python that can be read, line 1"),
-        ("model = dict(type='GFL'", "is no Python that can be read, line 1"),
-        ("model = dict(**{[1]: 2})", "is no Python that can be read"),
-        ("x" * 3 + " = " + "[" * 5000 + "]" * 5000, "is no Python that can be read"),
+        ("/configs/gfl.py\n" + config_text("GFLHead"), "is not valid Python, line 1"),
+        ("model = dict(type='GFL'", "is not valid Python, line 1"),
+        ("model = dict(**{[1]: 2})", "is not valid Python"),
+        ("x" * 3 + " = " + "[" * 5000 + "]" * 5000, "is not valid Python"),
         ("...", "has no model = dict"),
         ("model = build()", "has no model = dict"),
         ("_base_ = '../gfl.py'\nmodel = dict(bbox_head=dict(type='GFLHead'))", "has a _base_ that is not merged"),
     ],
 )
-def test_what_is_no_config_is_refused_with_the_way_on(text, why):
+def test_a_text_that_is_not_a_config_is_refused(text, why):
     with pytest.raises(UserError, match=f"a.pth: the config in its meta {why}.*; remove config .* from its meta"):
         read_config("a.pth", text)
 
 
-# After "model = dict(bbox_head=dict(type='GFLHead'))".
+# Statements that follow "model = dict(bbox_head=dict(type='GFLHead'))".
 CHANGES = [
     "model['bbox_head']['anchor_generator'] = 0.5",
     "model.update(bbox_head=None)",
@@ -76,13 +76,13 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("statement", CHANGES)
-def test_what_can_change_a_value_after_its_assignment_is_refused(statement):
+def test_a_statement_that_could_change_a_value_is_refused(statement):
     with pytest.raises(UserError, match=r"^a.pth: the config in its meta .*\(line [23]: .*; remove config .*") as e:
         read_config("a.pth", f"model = dict(bbox_head=dict(type='GFLHead'))\n{statement}\n")
     assert "\n" not in str(e.value)
 
 
-def test_a_group_of_unknown_content_is_unread():
+def test_a_group_with_unknown_content_is_unread():
     config = read_config("a.pth", "model = dict(neck=dict(**build(), num_outs=5), bbox_head={**other, 'x': 1})")
     assert {key: str(value) for key, value in config["model"].items()} == {
         "neck": "dict(**build(), num_outs=5)",
@@ -90,7 +90,7 @@ def test_a_group_of_unknown_content_is_unread():
     }
 
 
-def test_a_name_used_twice_costs_no_copy():
+def test_a_name_that_is_used_again_is_not_copied():
     text = "a = [" + "0, " * 10_000 + "]\n" + "b = [a, a, a, a]\n" + "model = dict(b=b)\n"
     config = read_config("a.pth", text)
     assert all(x is config["a"] for x in config["model"]["b"])
@@ -112,7 +112,7 @@ def test_a_name_used_twice_costs_no_copy():
         ("a = 0x" + "f" * 5000, "an integer of 20000 bits"),
     ],
 )
-def test_what_would_take_much_memory_is_refused(text, why):
+def test_a_text_that_would_take_much_memory_is_refused(text, why):
     tracemalloc.start()
     with pytest.raises(UserError, match=f"a.pth: the config in its meta .*{why}.*; remove config"):
         read_config("a.pth", f"a = 0\n{text}\nmodel = dict()\n")

@@ -1,10 +1,10 @@
-"""Heads converted from MMDetection compute what the originals do, or bring each weight to its place."""
+"""Heads with converted weights compute what MMDetection's heads do."""
 
 import clq
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
-from clq.modeling.head.feature_alignment import AlignConv, LearnedOffsets
-from clq.modeling.head.quality import DistributionQuality, ProbabilityMap, TowerQuality
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder
+from clq.modeling.head.feature_alignment import FeatureAlignment, LearnedOffsets
+from clq.modeling.head.quality import ConvQualityBranch, DGQPBranch, ProbabilityMapBranch
 from clq.modeling.head.refinement import SampledBoxes, StarRefinement
 from clq.modeling.head.towers import interactive_towers
 from clq.modeling.scoring import joint_score
@@ -25,7 +25,7 @@ from torchvision.ops import deform_conv2d
 
 
 def tood_of_mmdet(w, feature, scale):
-    """What MMDetection's TOODHead computes on one level: scores, and boxes XYXY in cells of the map."""
+    """The outputs of MMDetection's TOODHead on one level: scores, and boxes XYXY in units of the stride."""
 
     def conv(name, x, **more):
         return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=w[f"{name}.weight"].shape[-1] // 2, **more)
@@ -48,16 +48,16 @@ def tood_of_mmdet(w, feature, scale):
     rows, cols = torch.meshgrid(*(torch.arange(float(n)) for n in feature.shape[2:]), indexing="ij")
     boxes = torch.stack((cols - left, rows - top, cols + right, rows + bottom), 1)
     offsets = conv("reg_offset_module.2", conv("reg_offset_module.0", x).relu())
-    sampled = deform_conv2d(boxes, offsets, torch.ones(4, 1, 1, 1))  # each channel at its own place
+    sampled = deform_conv2d(boxes, offsets, torch.ones(4, 1, 1, 1))  # each channel at a different location
     bad = (sampled[:, :2] > sampled[:, 2:]).any(1, keepdim=True)
     return scores, torch.where(bad, boxes, sampled)
 
 
 def test_a_tood_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
-    weights, coder = tood_head(), LTRBCoder()
+    weights, coder = tood_head(), LinearDistanceCoder()
     wide = DEPTH * WIDTH
-    parts = {"quality": ProbabilityMap(coder, wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
+    parts = {"quality": ProbabilityMapBranch(wide, WIDTH), "refine": SampledBoxes(wide, WIDTH)}
     head = make_head(coder, interactive_towers, **parts)
     load(head, clq.convert_mmdet(weights))
     assert not caplog.records
@@ -72,11 +72,11 @@ def test_a_tood_head_computes_what_the_original_does(caplog):
             here = torch.cartesian_prod(torch.arange(float(h)), torch.arange(float(w))).flip(1).repeat(1, 2)
             found = coder.decode(out.box_pred[level].permute(0, 2, 3, 1).flatten(1, 2), here, 1.0)
             torch.testing.assert_close(found, boxes.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-4, rtol=1e-4)
-    assert (out.box_pred[0] < 0).any()  # a side on the other side of its location: only sampling does that
+    assert (out.box_pred[0] < 0).any()  # negative distances, which only the sampling can give
 
 
 def head_of_mmdet(weights, feature, level):
-    """What MMDetection's ATSS head computes: class logits, deltas, centerness logits."""
+    """The outputs of MMDetection's ATSS head: class logits, deltas, centerness logits."""
     towers = {}
     for tower in ("cls", "reg"):
         x = feature
@@ -93,10 +93,10 @@ def head_of_mmdet(weights, feature, level):
     return predict("atss_cls", towers["cls"]), reg, predict("atss_centerness", towers["reg"])
 
 
-def test_a_converted_head_computes_what_the_original_does():
+def test_an_atss_head_computes_what_the_original_does():
     torch.manual_seed(0)
     weights = random_weights(head_shapes())
-    head = make_head(DeltaCoder(), quality=TowerQuality(DeltaCoder(), WIDTH, WIDTH, tower="reg"))
+    head = make_head(DeltaCoder(), quality=ConvQualityBranch(WIDTH, "reg"))
     load(head, clq.convert_mmdet(weights))
     features = [torch.randn(2, WIDTH, 6 - i, 7 - i) for i in range(5)]
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_converted_head_computes_what_the_original_does():
 
 
 def clq_of_mmdet(w, feature, level):
-    """What the head of CLQ's authors computes: class logits, box logits, quality logits."""
+    """The outputs of the head of CLQ's authors: class logits, box logits, quality logits."""
 
     def tower(name, x):
         for i in range(DEPTH):
@@ -129,7 +129,10 @@ def clq_of_mmdet(w, feature, level):
 def test_a_clq_head_computes_what_the_original_does(caplog):
     torch.manual_seed(0)
     weights, coder = clq_head(), DistributionCoder(16)
-    parts = {"quality": TowerQuality(coder, WIDTH, WIDTH, tower="cls"), "align": AlignConv(WIDTH, LearnedOffsets())}
+    parts = {
+        "quality": ConvQualityBranch(WIDTH, "cls"),
+        "align": FeatureAlignment(WIDTH, LearnedOffsets()),
+    }
     head = make_head(coder, **parts)
     load(head, clq.convert_mmdet(weights))
     assert not caplog.records
@@ -140,33 +143,33 @@ def test_a_clq_head_computes_what_the_original_does(caplog):
                 torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_offsets_of_clq_read_the_box_in_place_of_its_distances():
+def test_the_offsets_of_clq_read_the_box_instead_of_the_distances():
     theirs = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-5.0, 6.0, -7.0, 8.0]])[:, :, None, None]
     weights = {"bbox_head.feature_alignment.conv_offset.weight": theirs}
     ours = clq.convert_mmdet(weights)["head.align.offsets.conv.weight"]
     assert ours.flatten(1).tolist() == [[-1.0, -2.0, 3.0, 4.0], [5.0, -6.0, -7.0, 8.0]]
-    assert theirs[0, 0] == 1  # what is converted stays as it is
+    assert theirs[0, 0] == 1  # the input is not changed
 
 
-def test_a_gfl_head_fits_distribution_coding(caplog):
+def test_the_weights_of_a_gfl_head_fill_a_head_with_distributions(caplog):
     weights = gfl_head(quality=False)
     head = make_head(DistributionCoder(16))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.box_pred.weight, weights["gfl_reg.weight"])
-    assert not caplog.records  # the bins' values are constants
+    assert not caplog.records  # the values of the bins are constants
 
 
-def test_a_gflv2_head_brings_its_quality(caplog):
+def test_the_weights_of_a_gflv2_head_fill_its_quality_branch(caplog):
     weights, coder = gfl_head(), DistributionCoder(16)
-    head = make_head(coder, quality=DistributionQuality(coder, WIDTH, WIDTH))
+    head = make_head(coder, quality=DGQPBranch(coder))
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.quality_pred[2].weight, weights["reg_conf.2.weight"])
     assert not caplog.records
 
 
-def test_a_vfnet_head_brings_its_refinement(caplog):
+def test_the_weights_of_a_vfnet_head_fill_its_refinement(caplog):
     weights = vfnet_head()
-    head = make_head(DistanceCoder(), refine=StarRefinement(WIDTH, 5), box_norm="GN")
+    head = make_head(LogDistanceCoder(), refine=StarRefinement(WIDTH, 5), box_norm="GN")
     load(head, clq.convert_mmdet(weights))
     assert torch.equal(head.refine.cls_align.conv.weight, weights["vfnet_cls_dconv.weight"])
     assert torch.equal(head.refine.reg_align.conv.weight, weights["vfnet_reg_refine_dconv.weight"])

@@ -1,4 +1,4 @@
-"""How MMDetection's config in a checkpoint selects detections, as our keys."""
+"""The test settings of MMDetection's config, as keys of this project."""
 
 import pytest
 from clq.errors import UserError
@@ -7,19 +7,19 @@ from mmdet_texts import AS_PUBLISHED, changed, check, config_text
 SIZE = "img_scale=(1333, 800)"
 RESIZE = "flip=False, transforms=[\n            dict(type='Resize', "
 SELECTION = {
-    "score_thr=0.05,": ("score_thr=-1,", "MODEL.CLQ.SCORE_THRESH", -1.0),  # MMDetection's: everything
+    "score_thr=0.05,": ("score_thr=-1,", "MODEL.CLQ.SCORE_THRESH", -1.0),  # keeps every score
     "score_thr=0.05": ("score_thr=0.3", "MODEL.CLQ.SCORE_THRESH", 0.3),
     "iou_threshold=0.6": ("iou_threshold=0.5", "MODEL.CLQ.NMS_THRESH", 0.5),
     "iou_threshold=0.6)": ("iou_thr=0.7)", "MODEL.CLQ.NMS_THRESH", 0.7),
     "nms_pre=1000": ("nms_pre=300", "MODEL.CLQ.TOPK_CANDIDATES", 300),
-    "nms_pre=1000, ": ("", "MODEL.CLQ.TOPK_CANDIDATES", 1_000_000_000),  # MMDetection's default: all
+    "nms_pre=1000, ": ("", "MODEL.CLQ.TOPK_CANDIDATES", 1_000_000_000),  # the default keeps all
     "max_per_img=100": ("max_per_img=300", "TEST.DETECTIONS_PER_IMAGE", 300),
     "max_per_img=100)": ("max_per_img=-1)", "TEST.DETECTIONS_PER_IMAGE", 1_000_000_000),
 }
 
 
 @pytest.mark.parametrize("before", SELECTION)
-def test_how_detections_are_selected_becomes_keys(before):
+def test_the_selection_of_detections_becomes_keys(before):
     after, key, value = SELECTION[before]
     assert check(changed(config_text("GFLHead"), {before: after})) == {**AS_PUBLISHED, key: value}
 
@@ -54,8 +54,8 @@ def test_the_size_of_test_images_becomes_keys(version, before):
         ("test=dict(", "test=of(", r"a step = of\("),
     ],
 )
-def test_other_ways_to_select_are_refused(before, after, why):
-    with pytest.raises(UserError, match=f"a.pth: its config tests with {why}.*, which this project does not have"):
+def test_a_selection_that_this_project_does_not_have_is_refused(before, after, why):
+    with pytest.raises(UserError, match=f"a.pth: its config tests with {why}.*, which this project does not support"):
         check(changed(config_text("GFLHead"), {before: after}))
 
 
@@ -66,12 +66,12 @@ def test_other_ways_to_select_are_refused(before, after, why):
         ("iou_threshold=0.6", "iou_threshold=-0.5", "nms.iou_threshold = -0.5, which must be at least 0"),
     ],
 )
-def test_what_no_config_of_ours_may_be_is_refused(before, after, why):
+def test_values_out_of_range_are_refused(before, after, why):
     with pytest.raises(UserError, match=f"a.pth: its config tests with {why}; correct it in the config in its meta"):
         check(changed(config_text("GFLHead"), {before: after}))
 
 
-# Version, the size as it is in the text, and as it may be; each is for images of 480 x 640, and tests nothing else.
+# Version, a part of the text, the part that replaces it, and the short and long sides that it stands for.
 SIZES = [
     ("2.x", SIZE, "img_scale=[(640, 480)]", 480, 640),
     ("3.x", "scale=(1333, 800), type='Resize'", "scale=[(640, 480)], type='mmdet.Resize'", 480, 640),
@@ -88,13 +88,13 @@ SIZES = [
 
 
 @pytest.mark.parametrize("version, before, after, short, long", SIZES)
-def test_other_ways_to_write_one_size_are_told(version, before, after, short, long, caplog):
+def test_other_ways_to_write_the_size_are_read(version, before, after, short, long, caplog):
     keys = check(changed(config_text("GFLHead", version=version), {before: after}))
     assert keys == {**AS_PUBLISHED, "INPUT.MIN_SIZE_TEST": short, "INPUT.MAX_SIZE_TEST": long}
     assert not caplog.records
 
 
-def test_3x_does_not_keep_the_ratio_unless_told():
+def test_3x_does_not_keep_the_ratio_by_default():
     with pytest.raises(UserError, match=r"keep_ratio = False"):
         check(changed(config_text("GFLHead", version="3.x"), {"keep_ratio=True, ": ""}))
     with pytest.raises(UserError, match=r"scale_factor = 0.5"):
@@ -109,6 +109,6 @@ def test_3x_does_not_keep_the_ratio_unless_told():
         ("type='MultiScaleFlipAug'", "type='TestTimeAug'", "TestTimeAug"),
     ],
 )
-def test_augmentation_in_the_test_is_told(before, after, why, caplog):
+def test_a_test_with_augmentation_causes_a_warning(before, after, why, caplog):
     assert check(changed(config_text("GFLHead"), {before: after})) == AS_PUBLISHED
     assert f"a.pth: its config tests with test-time augmentation ({why})" in caplog.text

@@ -1,4 +1,4 @@
-"""NanoDet's own checkpoints: names, layouts, the tool, and what is refused."""
+"""Checkpoints of NanoDet: names, layouts, the tool, and files that are refused."""
 
 import shlex
 from pathlib import Path
@@ -60,12 +60,12 @@ def test_a_converted_detector_computes_what_the_original_does(name, stage2, conv
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_each_weight_comes_to_its_place(convert):
+def test_weights_are_renamed_and_predictors_are_split(convert):
     torch.manual_seed(0)
     weights = nanodet_weights()
     converted, _, _ = convert(weights)
     pairs = {
-        "backbone.conv1.0.weight": "backbone.bottom_up.conv1.0.weight",  # as it is: both are fed BGR
+        "backbone.conv1.0.weight": "backbone.bottom_up.conv1.0.weight",  # unchanged, because both networks get BGR
         "backbone.stage3.2.branch2.6.running_var": "backbone.bottom_up.stage3.2.branch2.6.running_var",
         "backbone.stage4.0.branch1.1.num_batches_tracked": "backbone.bottom_up.stage4.0.branch1.1.num_batches_tracked",
         "fpn.lateral_convs.2.conv.bias": "backbone.laterals.2.bias",
@@ -80,7 +80,7 @@ def test_each_weight_comes_to_its_place(convert):
         both = weights[f"head.gfl_cls.1.{part}"]
         assert torch.equal(converted[f"head.heads.1.cls_logits.{part}"], both[:CLASSES])
         assert torch.equal(converted[f"head.heads.1.box_pred.{part}"], both[CLASSES:])
-    # Split in two: 3 weights and 3 biases. Left out: as many of gfl_reg, and the bins' values.
+    # Splitting adds 3 weights and 3 biases. The 6 of gfl_reg and the values of the bins are left out.
     assert len(converted) == len(weights) + 6 - 6 - 1
 
 
@@ -102,7 +102,7 @@ def test_all_layouts_of_the_authors_files_are_read(convert):
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_the_number_of_bins_is_told(convert):
+def test_the_number_of_bins_is_inferred(convert):
     _, _, keys = convert(nanodet_weights(bins=11))
     assert keys["MODEL.CLQ.BOX.REG_MAX"] == 10
     assert keys["MODEL.CLQ.NUM_CLASSES"] == CLASSES
@@ -129,7 +129,7 @@ def test_the_tool_prints_how_to_evaluate_at_both_sizes(tmp_path, run, capsys):
     assert found["instances"].scores.isfinite().all()
 
 
-def test_the_tool_takes_no_other_source(tmp_path, run, capsys):
+def test_the_tool_refuses_other_sources(tmp_path, run, capsys):
     assert run("tools/convert_weights.py", "yolo", tmp_path / "in.pth", tmp_path / "out.pth") == 2
     assert "'mmdet', 'nanodet'" in capsys.readouterr().err
 
@@ -143,9 +143,9 @@ def without(part):
 
 
 REFUSED = {
-    r"no NanoDet, it has no head.gfl_cls \(but backbone.conv1.0.weight\); give": {"backbone.conv1.0.weight": ONE},
+    r"is not NanoDet, .* no head.gfl_cls \(but backbone.conv1.0.weight\); give": {"backbone.conv1.0.weight": ONE},
     "holds no weights; give a checkpoint of NanoDet": {"state_dict": {}},
-    r"no place here: 'head\.\\nscale'; give a NanoDet-m": {**WHOLE, "head.\nscale": ONE},
+    r"no counterpart here: 'head\.\\nscale'; give a NanoDet-m": {**WHOLE, "head.\nscale": ONE},
     r"full convolutions .*\('head\.cls_convs\.0\.0\.conv\.x\\r'\)": {**WHOLE, "head.cls_convs.0.0.conv.x\r": ONE},
     "fpn.lateral_convs.0.conv.bias is of complex64": {
         **WHOLE,
@@ -156,18 +156,20 @@ REFUSED = {
     r"is NanoDet-Plus.*\(fpn\.top_down": {**without("gfl_reg"), "fpn.top_down_blocks.0.blocks.0.conv.weight": ONE},
     r"another neck .*\(fpn\.trans\.": {**WHOLE, "fpn.trans.encoders.0.weight": ONE},
     r"another backbone than ShuffleNetV2 .*\(backbone\.stages\.": {**WHOLE, "backbone.stages.0.weight": ONE},
-    r"a tower of its own for boxes .*\(head\.reg_convs": {**WHOLE, "head.reg_convs.0.0.depthwise.weight": ONE},
+    r"a separate tower for boxes .*\(head\.reg_convs": {**WHOLE, "head.reg_convs.0.0.depthwise.weight": ONE},
     r"full convolutions .*\(head\.cls_convs\.0\.0\.conv": {
         **without("depthwise"),
         "head.cls_convs.0.0.conv.weight": ONE,
     },
-    "no place here: head.scale": {**WHOLE, "head.scale": ONE},
-    "a.ckpt: backbone.bottom_up.stage2.4.branch1.0.weight is one weight more than": {
+    "no counterpart here: head.scale": {**WHOLE, "head.scale": ONE},
+    "a.ckpt: backbone.bottom_up.stage2.4.branch1.0.weight is a weight that": {
         **WHOLE,
         "backbone.stage2.4.branch1.0.weight": ONE,
     },
-    "tell no number of box channels": {k: v for k, v in WHOLE.items() if "gfl_reg" not in k and "project" not in k},
-    r"tell \[32, 36\] of box channels": {**WHOLE, "head.distribution_project.project": torch.ones(9)},
+    "have no box channels, but must have one number": {
+        key: value for key, value in WHOLE.items() if "gfl_reg" not in key and "project" not in key
+    },
+    r"have \[32, 36\] box channels": {**WHOLE, "head.distribution_project.project": torch.ones(9)},
     "32 box channels of 32 in head.gfl_cls leave no classes": {
         **WHOLE,
         **{f"head.gfl_cls.0.{part}": WHOLE[f"head.gfl_cls.0.{part}"][:32] for part in ("weight", "bias")},
@@ -179,29 +181,29 @@ REFUSED = {
         **WHOLE,
         "backbone.stage2.0.branch1.2.weight": torch.ones(9, 9, 1, 1),
     },
-    r"shared\.0\.0\.weight is of another shape .* \[16, 1, 5, 5\] instead of": {
+    r"shared\.0\.0\.weight has another shape .* \[16, 1, 5, 5\] instead of": {
         **WHOLE,
         **{f"head.cls_convs.{i}.{j}.depthwise.weight": torch.ones(16, 1, 5, 5) for i in range(3) for j in range(2)},
     },
-    "shapes that no detector's are of": {**WHOLE, "head.gfl_cls.0.weight": torch.ones(4 * BINS + CLASSES)},
-    r"1 of its weights are not finite: backbone\.laterals\.0\.bias; its training": {
+    "its weights have shapes that no detector has": {**WHOLE, "head.gfl_cls.0.weight": torch.ones(4 * BINS + CLASSES)},
+    r"1 of its weights are not finite: backbone\.laterals\.0\.bias; the training": {
         **WHOLE,
         "fpn.lateral_convs.0.conv.bias": torch.full((16,), float("inf")),
     },
     "holds a list": [1],
-    "weights and plain values alone.*'state_dict': c": {**WHOLE, "hooks": Path("x")},
-    "holds 'epoch', which is no weight; give a checkpoint of NanoDet": {**WHOLE, "epoch": 12},
+    "weights and plain values only.*'state_dict': c": {**WHOLE, "hooks": Path("x")},
+    "holds 'epoch', which is not a weight; give a checkpoint of NanoDet": {**WHOLE, "epoch": 12},
 }
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_others_are_refused(why, convert):
+def test_other_checkpoints_are_refused(why, convert):
     with pytest.raises(UserError, match=f"{why}") as e:
         convert(REFUSED[why])
     assert str(e.value).startswith(f"{convert.path}: ")
     assert "\n" not in str(e.value)
 
 
-def test_a_missing_file_is_one_line():
+def test_a_missing_file_is_refused():
     with pytest.raises(UserError, match=r"^gone\.ckpt: no such file; give a checkpoint of NanoDet\.$"):
         convert_nanodet_checkpoint("gone.ckpt")

@@ -1,15 +1,15 @@
-"""Shared by the data tests: catalogs as they were before, and a small data set on disk."""
+"""Shared by the tests of this folder: catalogs that are restored after each test, and a small data set on disk."""
 
 import json
 
-import clq  # noqa: F401  (first: it lets Detectron2 import)
+import clq  # noqa: F401  (first, because it makes Detectron2 importable)
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 @pytest.fixture(autouse=True)
 def clean_catalogs():
-    """Takes out again what a test registered."""
+    """Removes the data sets that a test registered."""
     before = set(DatasetCatalog)
     yield
     for name in set(DatasetCatalog) - before:
@@ -21,7 +21,7 @@ def clean_catalogs():
 def make(tmp_path):
     """``make(name, categories=..., **changes)`` writes a one-image COCO data set and returns its config entry.
 
-    The image is 20 x 10 and has the id 5. ``changes`` replace whole lists of the json; None takes a list out.
+    The image is 20 pixels wide and 10 high and has the id 5. ``changes`` replaces lists of the json; None removes one.
     """
 
     def write(name, categories=((7, "dog"), (3, "cat")), **changes):

@@ -1,4 +1,4 @@
-"""Registration, class names and number of classes, by the messages a user reads."""
+"""Registration of data sets, their class names, the number of classes, and the messages about mistakes."""
 
 import pytest
 from clq.config import setup_cfg
@@ -16,7 +16,7 @@ def test_registered_data_set_loads_with_contiguous_classes_in_order_of_id(make, 
     assert [(a["category_id"], a["bbox"]) for a in record["annotations"]] == [(1, [1, 2, 3, 4])]  # dog, id 7
 
 
-def test_registering_needs_no_file_and_expands_paths(tmp_path, monkeypatch):
+def test_registering_expands_paths_and_reads_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("PETS", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -32,10 +32,10 @@ def test_registering_needs_no_file_and_expands_paths(tmp_path, monkeypatch):
     assert (relative.json_file, relative.image_root) == (f"{tmp_path}/relative.json", f"{tmp_path}/pictures")
 
 
-def test_registering_again_keeps_the_same_and_replaces_the_changed(make):
+def test_registering_again_keeps_metadata_unless_the_paths_change(make):
     entry = make("pets")
     register_coco_json([entry])
-    DatasetCatalog.get("pets")  # fills the metadata, which the evaluator needs later
+    DatasetCatalog.get("pets")  # adds the class names to the metadata, which the evaluator needs later
     register_coco_json([entry])
     assert MetadataCatalog.get("pets").thing_classes == ["cat", "dog"]
     other = make("other", categories=((1, "bird"),))
@@ -44,7 +44,7 @@ def test_registering_again_keeps_the_same_and_replaces_the_changed(make):
     assert len(DatasetCatalog.get("pets")) == 1
 
 
-def test_evaluator_reads_the_json_as_it_is_now(make, tmp_path):
+def test_evaluator_reads_the_current_json(make, tmp_path):
     register_coco_json([make("pets")])
     COCOEvaluator("pets", output_dir=str(tmp_path / "out"))
     make("pets", categories=((3, "cat"), (7, "dog"), (9, "emu")))
@@ -52,7 +52,7 @@ def test_evaluator_reads_the_json_as_it_is_now(make, tmp_path):
     assert sorted(evaluator._coco_api.cats) == [3, 7, 9]
 
 
-def test_class_names_follow_the_file(make):
+def test_class_names_are_those_of_the_current_json(make):
     register_coco_json([make("pets")])
     assert class_names("pets") == ["cat", "dog"]
     make("pets", categories=((1, "bird"),))
@@ -62,8 +62,11 @@ def test_class_names_follow_the_file(make):
 @pytest.mark.parametrize(
     "entries, message",
     [
-        ([{"name": "coco_2017_val", "json": "a", "images": "b"}], "coco_2017_val is a data set that Detectron2 has"),
-        ([{"name": "x", "json": "a"}], "keys name, json and images; got name, json"),
+        (
+            [{"name": "coco_2017_val", "json": "a", "images": "b"}],
+            "coco_2017_val is a data set that Detectron2 already",
+        ),
+        ([{"name": "x", "json": "a"}], "exactly the keys name, json and images; got name, json"),
         ([{"name": "x", "json": "a", "images": "b", "root": "c"}], "got name, json, images, root"),
         (["x"], "got 'x'"),
         ([{"name": "x", "json": "", "images": "b"}], "json must be a non-empty string; got ''"),
@@ -76,7 +79,7 @@ def test_bad_entries_are_refused_and_nothing_is_registered(entries, message):
     assert "fine" not in DatasetCatalog
 
 
-def test_messages_of_unreadable_data_sets(make, tmp_path):
+def test_unreadable_data_sets_are_refused(make, tmp_path):
     entry = make("pets_train")
     register_coco_json([entry])
     with pytest.raises(UserError, match=r"no data set pets_trian; did you mean pets_train.*DATASETS.COCO_JSON"):
@@ -94,7 +97,7 @@ def test_messages_of_unreadable_data_sets(make, tmp_path):
         class_names("pets_train")
 
 
-def test_data_set_registered_by_code_tells_its_classes_as_it_loads():
+def test_a_data_set_registered_in_code_may_define_its_classes_when_it_is_loaded():
     def load():
         MetadataCatalog.get("by_code").thing_classes = ["a", "b"]
         return []
@@ -113,10 +116,10 @@ def test_number_of_classes_comes_from_the_training_set(make):
     entry = make("pets")
     assert resolve_num_classes(config(("pets",), -1, [entry])) == 2
     assert resolve_num_classes(config(("pets",), 2, [entry])) == 2
-    assert resolve_num_classes(config(("coco_2017_train",), -1)) == 80  # from metadata: no file is there
+    assert resolve_num_classes(config(("coco_2017_train",), -1)) == 80  # from the metadata; the files do not exist
 
 
-def test_explicit_number_stands_where_the_training_set_cannot_be_read():
+def test_an_explicit_number_is_used_if_the_training_set_cannot_be_read():
     assert resolve_num_classes(config((), 4)) == 4
     assert resolve_num_classes(config(("elsewhere",), 4)) == 4
 
@@ -130,7 +133,7 @@ def test_explicit_number_stands_where_the_training_set_cannot_be_read():
         ((), 0, "NUM_CLASSES 0: must be at least 1, or -1"),
     ],
 )
-def test_wrong_numbers_of_classes(train, num_classes, message):
+def test_wrong_numbers_of_classes_are_refused(train, num_classes, message):
     with pytest.raises(UserError, match=message):
         resolve_num_classes(config(train, num_classes))
 
@@ -138,7 +141,7 @@ def test_wrong_numbers_of_classes(train, num_classes, message):
 @pytest.mark.parametrize(
     "architecture, key", [("RetinaNet", "RETINANET"), ("FCOS", "RETINANET"), ("GeneralizedRCNN", "ROI_HEADS")]
 )
-def test_detectron2s_own_models_have_the_number_elsewhere(architecture, key):
+def test_detectron2s_own_models_read_the_number_from_their_own_key(architecture, key):
     key = f"MODEL.{key}.NUM_CLASSES"
     opts = ["MODEL.META_ARCHITECTURE", architecture, "DATASETS.TRAIN", ["coco_2017_train"], "MODEL.CLQ.NUM_CLASSES", 3]
     cfg = setup_cfg(None, ["MODEL.DEVICE", "cpu", *opts, key, -1])

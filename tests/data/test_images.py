@@ -1,3 +1,5 @@
+"""Image files become arrays in the requested channel order, and unreadable files are named."""
+
 import re
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_image_formats(image_format, tmp_path):
+def test_channels_and_16_bit_grey_values(image_format, tmp_path):
     Image.new("RGBA", (2, 3), (10, 20, 30, 0)).save(tmp_path / "a.png")
     color = (10, 20, 30) if image_format == "RGB" else (30, 20, 10)
     assert read_image(str(tmp_path / "a.png"), image_format).tolist() == [[list(color)] * 2] * 3

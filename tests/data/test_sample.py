@@ -1,4 +1,4 @@
-"""The sample data set from a small photograph of our own, cut by the same rules; nothing is downloaded."""
+"""The sample data set, made from a small generated photograph by the same rules; nothing is downloaded."""
 
 import json
 import subprocess
@@ -11,20 +11,20 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 WIDTH, HEIGHT = 1000, 500  # line at 670; tiles start at x 0, 270 and y 0, 100
-BOXES = [  # VOC: from 1, last pixel included
-    (11, 21, 30, 60),  # tile (0, 0) alone: y 20-60
-    (301, 151, 340, 200),  # in all four tiles, whole
-    (641, 301, 670, 330),  # touches the line: training, both right tiles
-    (651, 401, 690, 440),  # crosses it: neither
-    (671, 101, 700, 140),  # touches it from the right: validation
-    (981, 471, 1000, 500),  # lower right corner: validation
+BOXES = [  # VOC counts pixels from 1 and includes the last one
+    (11, 21, 30, 60),  # only in tile (0, 0): y from 20 to 60
+    (301, 151, 340, 200),  # entirely in all four tiles
+    (641, 301, 670, 330),  # touches the line from the left: training, in both right tiles
+    (651, 401, 690, 440),  # crosses the line: in neither part
+    (671, 101, 700, 140),  # touches the line from the right: validation
+    (981, 471, 1000, 500),  # in the lower right corner: validation
 ]
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An unpacked package with one photograph, and a fetch that copies nothing from the network."""
-    monkeypatch.setattr(sample, "PHOTOGRAPHS", {"photo": (WIDTH, HEIGHT, len(BOXES))})
+    """Replaces the download by a package with one photograph; returns the list of downloads."""
+    monkeypatch.setattr(sample, "PHOTOGRAPHS", {"photo": sample.Photograph(WIDTH, HEIGHT, len(BOXES))})
     calls = []
 
     def fetch(target):
@@ -56,7 +56,7 @@ def boxes_by_image(folder, part):
     return found
 
 
-def test_each_box_goes_where_the_rules_say(package, tmp_path):
+def test_each_box_is_in_the_images_that_the_rules_give(package, tmp_path):
     sample.prepare(tmp_path / "sample")
     assert boxes_by_image(tmp_path / "sample", "train") == {
         "photo_0_0.png": [[10, 20, 20, 40], [300, 150, 40, 50]],
@@ -82,7 +82,7 @@ def test_detectron2_reads_the_json(package, tmp_path):
     assert [(r["width"], r["height"], len(r["annotations"])) for r in records] == [(330, 500, 2)]
 
 
-def test_a_second_run_does_nothing_and_a_damaged_folder_is_made_again(package, tmp_path):
+def test_a_second_run_does_nothing_and_a_damaged_folder_is_prepared_again(package, tmp_path):
     output = tmp_path / "sample"
     assert sample.prepare(output) and not sample.prepare(output)
     assert len(package) == 1
@@ -100,27 +100,27 @@ def test_an_interrupted_run_leaves_nothing_behind(package, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_something_else_is_left_alone(package, tmp_path):
+def test_a_folder_with_other_contents_is_not_changed(package, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="not a sample data set, so it is left alone"):
+    with pytest.raises(UserError, match="not a sample data set, so nothing was changed"):
         sample.prepare(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
 def test_a_changed_package_is_refused(package, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "PHOTOGRAPHS", {"photo": (WIDTH, HEIGHT, 7)})
-    with pytest.raises(UserError, match=r"photo is \(1000, 500, 6\), not \(1000, 500, 7\)"):
+    monkeypatch.setattr(sample, "PHOTOGRAPHS", {"photo": sample.Photograph(WIDTH, HEIGHT, 7)})
+    with pytest.raises(UserError, match=r"photo has 1000 x 500 pixels and 6 boxes instead of .* 7 boxes"):
         sample.prepare(tmp_path / "sample")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_credit_and_licence_are_kept(package, tmp_path):
+def test_credits_and_licence_are_in_the_folder(package, tmp_path):
     sample.prepare(tmp_path / "sample")
     assert (tmp_path / "sample" / "LICENSE").read_text() == "MIT License"
     assert "deepforest" in (tmp_path / "sample" / "CREDITS.txt").read_text()
 
 
-def test_offline_is_one_readable_line(tmp_path, monkeypatch):
+def test_a_failed_download_is_reported_in_one_line(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="error: no route\n\n")
     monkeypatch.setattr(sample.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(sample, "_installer", lambda: ["uv", "pip", "install"])
@@ -129,7 +129,7 @@ def test_offline_is_one_readable_line(tmp_path, monkeypatch):
     assert "\n" not in str(e.value) and "deepforest==2.1.0" in str(e.value)
 
 
-def test_without_an_installer_it_says_so(monkeypatch):
+def test_a_missing_installer_is_reported(monkeypatch):
     monkeypatch.setattr(sample.shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr(sample.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="neither uv nor pip"):

@@ -40,7 +40,7 @@ def test_samplers_are_those_of_the_installed_detectron2(weighted, known, monkeyp
         if name in known:
             config_checks.check_training(cfg)
         else:
-            with pytest.raises(UserError, match=f"SAMPLER_TRAIN {name}: not one of TrainingSampler, .*"):
+            with pytest.raises(UserError, match=f"SAMPLER_TRAIN {name}: must be one of TrainingSampler, .*"):
                 config_checks.check_training(cfg)
 
 
@@ -79,7 +79,9 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
     if good:
         config_checks.check_training(cfg)
     else:
-        with pytest.raises(UserError, match=f"IMS_PER_BATCH {batch}: .* a multiple of the {reference or processes} "):
+        with pytest.raises(
+            UserError, match=f"IMS_PER_BATCH {batch}: .* of the number of processes, {reference or processes}"
+        ):
             config_checks.check_training(cfg)
 
 
@@ -88,8 +90,8 @@ def test_a_batch_is_shared_evenly(batch, processes, reference, good, monkeypatch
     [
         (["SOLVER.ACCUMULATE", 4], 1, None),
         (["SOLVER.ACCUMULATE", 4], 2, None),
-        (["SOLVER.ACCUMULATE", 4], 4, "SOLVER.ACCUMULATE 4: .* divide the 2 images that each process"),
-        (["SOLVER.ACCUMULATE", 3], 1, "SOLVER.ACCUMULATE 3: .* divide the 8 images"),
+        (["SOLVER.ACCUMULATE", 4], 4, "SOLVER.ACCUMULATE 4: must divide the 2 images of a step that each process"),
+        (["SOLVER.ACCUMULATE", 3], 1, "SOLVER.ACCUMULATE 3: must divide the 8 images"),
         (["SOLVER.ACCUMULATE", 0], 1, "SOLVER.ACCUMULATE 0: must be at least 1"),
         (["SOLVER.ACCUMULATE", 2, "MODEL.META_ARCHITECTURE", "RetinaNet"], 1, "ACCUMULATE 2: RetinaNet .*set it to 1"),
         (["SOLVER.EMA.ENABLED", True], 1, None),
@@ -110,5 +112,5 @@ def test_folders(tmp_path):
     config_checks.make_folder("--output", str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be made .File exists.; choose another"):
+    with pytest.raises(UserError, match=f"--output {tmp_path}/file: cannot be created .File exists.; choose another"):
         config_checks.make_folder("--output", str(tmp_path / "file"))

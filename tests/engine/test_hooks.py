@@ -1,3 +1,5 @@
+"""The moving average of the weights."""
+
 import clq  # noqa: F401  (first: it lets Detectron2 import)
 import pytest
 import torch
@@ -20,7 +22,7 @@ class Small(nn.Module):
 
 
 def trainer(folder, decay):
-    """A training on the same random images each time, with its hook."""
+    """A training, on the same random images at each call, and its hook."""
     model = Small()
     images = torch.rand(20, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     train = SimpleTrainer(model, list(images), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
@@ -31,7 +33,7 @@ def trainer(folder, decay):
 
 @pytest.mark.parametrize("decay, kept", [(0.9998, [2 / 11, 3 / 12, 4 / 13]), (0.2, [2 / 11, 0.2, 0.2]), (0.0, [0] * 3)])
 def test_the_average_follows_the_weights(decay, kept, tmp_path):
-    """The first step's weights, then so much of the average is kept in each step."""
+    """It starts as the weights after the first step; each later step keeps the given share of it."""
     model = Small()
     hook = EMAHook(model, decay, str(tmp_path))
     weight, mean, count = model.conv.weight.data, model.norm.running_mean, model.norm.num_batches_tracked
@@ -45,10 +47,10 @@ def test_the_average_follows_the_weights(decay, kept, tmp_path):
         torch.testing.assert_close(average.norm.running_mean, torch.full_like(mean, expected + 1))
         assert average.norm.num_batches_tracked == step
         assert torch.equal(average.frozen, model.frozen)
-    assert weight[0, 0, 0, 0] == -3.0  # the model's own stays
+    assert weight[0, 0, 0, 0] == -3.0  # the model is not changed
 
 
-def test_a_resumed_average_is_that_of_a_training_in_one_go(tmp_path):
+def test_a_resumed_average_equals_that_of_an_uninterrupted_training(tmp_path):
     whole, whole_hook = trainer(tmp_path, 0.9998)
     whole.train(0, 7)
     first, first_hook = trainer(tmp_path, 0.9998)
@@ -76,7 +78,7 @@ def test_a_training_that_fails_writes_no_final_average(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_training_resumed_without_an_average_starts_one_and_says_so(tmp_path, caplog):
+def test_a_training_resumed_without_an_average_starts_one_with_a_warning(tmp_path, caplog):
     train, hook = trainer(tmp_path, 0.9998)
     train.train(5, 6)
     assert "the average starts now" in caplog.text

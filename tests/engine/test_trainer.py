@@ -1,3 +1,5 @@
+"""The trainer: optimizers, learning rate, precision of a step, and resuming."""
+
 import copy
 import logging
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 from clq.engine import trainer
 from clq.engine.amp import AutocastTrainer, build_step
+from clq.engine.step import TrainingStep
 from clq.engine.trainer import Trainer, learning_rate
 from clq.errors import UserError
 from detectron2.engine import SimpleTrainer
@@ -14,7 +17,7 @@ from torch import nn
 
 
 class Squares(nn.Module):
-    """A layer and a norm with biases, whose output's squares are the loss; remembers the type it computed in."""
+    """A layer and a norm with biases; the loss is the square of its output. It records the dtype of its output."""
 
     def __init__(self, factor=1.0):
         super().__init__()
@@ -45,13 +48,13 @@ def batches():
 @pytest.mark.parametrize(
     ("batch", "reference", "rate", "said"),
     [
-        (16, 16, 0.01, "0.01 = SOLVER.BASE_LR 0.01 x 16 images a batch / 16"),
+        (16, 16, 0.01, "0.01 = SOLVER.BASE_LR 0.01 x 16 images per batch / 16"),
         (4, 16, 0.0025, "0.0025 = SOLVER.BASE_LR 0.01 x 4 images"),
         (64, 16, 0.04, "0.04 ="),
-        (4, 0, 0.01, "0.01: SOLVER.BASE_LR as it is"),
+        (4, 0, 0.01, "0.01: SOLVER.BASE_LR, not scaled"),
     ],
 )
-def test_learning_rate_grows_with_the_batch_and_is_logged(batch, reference, rate, said, caplog):
+def test_the_learning_rate_grows_with_the_batch_and_is_logged(batch, reference, rate, said, caplog):
     opts = ["SOLVER.BASE_LR", 0.01, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.REFERENCE_BATCH", reference]
     with caplog.at_level(logging.INFO, logger="clq"):
         assert learning_rate(config(*opts)) == pytest.approx(rate)
@@ -70,18 +73,18 @@ def test_sgd_has_detectron2s_parameter_groups():
     assert found[id(model.norm.weight)] == pytest.approx((0.01, 0.0, 0.8))
 
 
-def test_adamw_and_unknown_optimizers():
+def test_adamw_is_built_and_an_unknown_optimizer_is_refused():
     model = Squares()
     model.linear.bias.requires_grad = False  # frozen
     optimizer = Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY", 0.05), model)
     assert type(optimizer) is torch.optim.AdamW
-    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.05, 0.0}  # norms have none
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.05, 0.0}  # norms have no weight decay
     assert sum(len(g["params"]) for g in optimizer.param_groups) == 3
-    with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER: Lion is not one of SGD, AdamW"):
+    with pytest.raises(UserError, match=r"SOLVER\.OPTIMIZER Lion: must be one of SGD, AdamW"):
         Trainer.build_optimizer(config("SOLVER.OPTIMIZER", "Lion"), model)
 
 
-def test_adamw_steps_as_torchs_plain_one_does_on_channels_last_weights():
+def test_adamw_takes_the_steps_of_the_plain_implementation_on_channels_last_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
     plain = copy.deepcopy(model)
@@ -111,7 +114,7 @@ def test_adamw_steps_as_torchs_plain_one_does_on_channels_last_weights():
 
 @pytest.mark.parametrize("devices, fused", [(["cuda", "cpu"], True), (["cuda"], False), (None, False)])
 def test_adamw_is_fused_only_where_torch_has_the_kernels(devices, fused, monkeypatch):
-    """On CPUs: with torch 2.4 or later; with a torch without the list, on CUDA alone."""
+    """CPUs have the kernels since torch 2.4. A torch without the list has them on CUDA only."""
     name = "_get_fused_kernels_supported_devices"
     if devices is None:
         monkeypatch.delattr(trainer._foreach_utils, name)
@@ -123,7 +126,7 @@ def test_adamw_is_fused_only_where_torch_has_the_kernels(devices, fused, monkeyp
     run(build_step(config(), model, batches(), optimizer))
 
 
-def test_all_devices_of_a_model_need_fused_kernels(monkeypatch):
+def test_kernels_are_fused_only_if_all_devices_of_a_model_support_it(monkeypatch):
     model = Squares()
     model.norm.to("meta")
     monkeypatch.setattr(trainer._foreach_utils, "_get_fused_kernels_supported_devices", lambda: ["cpu"])
@@ -131,15 +134,15 @@ def test_all_devices_of_a_model_need_fused_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_training_goes_on_where_fused_kernels_are_not_what_they_were(fused):
-    """The state is the other kind's; whether the kernels are used stays what this torch can do."""
+def test_a_training_continues_on_a_machine_with_other_fused_kernels(fused):
+    """The state comes from the other kind of kernels. Which kind is used depends on the installed torch only."""
     kinds = {
         kind: build_step(config(), (model := Squares()), batches(), torch.optim.AdamW(model.parameters(), fused=kind))
         for kind in (True, False)
     }
     for step in kinds.values():
         run(step, 2)
-    ours = Trainer.__new__(Trainer)  # the step is all that is looked at
+    ours = Trainer.__new__(Trainer)  # only the step is needed
     ours._trainer, ours._hooks, ours.cfg = kinds[fused], [], config("SOLVER.OPTIMIZER", "AdamW")
     for group in (g for step in kinds.values() for g in step.optimizer.param_groups):
         group["initial_lr"] = group["lr"]
@@ -155,11 +158,11 @@ def test_a_training_goes_on_where_fused_kernels_are_not_what_they_were(fused):
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_the_step_follows_the_config(dtype, expected):
+def test_the_step_runs_in_the_precision_of_the_config(dtype, expected):
     model = Squares()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plain = build_step(config(), model, batches(), optimizer)
-    assert type(plain) is SimpleTrainer
+    assert type(plain) is TrainingStep
     run(plain)
     assert model.dtype == torch.float32
     step = build_step(config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype), model, batches(), optimizer)
@@ -172,7 +175,7 @@ def test_the_step_follows_the_config(dtype, expected):
 def test_steps_are_those_of_a_plain_loop_under_autocast(dtype):
     model, other = Squares(0.1), Squares(0.1)
     optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, other))
-    run(AutocastTrainer(model, batches(), optimizer, "cpu", dtype), 3)
+    run(AutocastTrainer(model, batches(), optimizer, device="cpu", dtype=dtype), 3)
     for x in batches()[:3]:
         with torch.autocast("cpu", dtype):
             losses = other(x)
@@ -189,11 +192,12 @@ def make_step(dtype, factor=0.1, clip=None):
     if clip:
         opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", clip]
     model = Squares(factor)
-    return AutocastTrainer(model, batches(), Trainer.build_optimizer(config(*opts), model), "cpu", dtype)
+    optimizer = Trainer.build_optimizer(config(*opts), model)
+    return AutocastTrainer(model, batches(), optimizer, device="cpu", dtype=dtype)
 
 
 def test_gradients_are_clipped_at_their_true_size():
-    """With loss scaling they are 65,536 times larger; the optimizer clips what it gets."""
+    """Loss scaling makes them 65,536 times larger, so they must be unscaled before they are clipped."""
     step = make_step(torch.float16, clip=0.01)
     before = [p.detach().clone() for p in step.model.parameters()]
     run(step)
@@ -202,7 +206,7 @@ def test_gradients_are_clipped_at_their_true_size():
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale():
-    step = make_step(torch.float16, factor=1e36)  # times the scale: infinite
+    step = make_step(torch.float16, factor=1e36)  # infinite when it is multiplied by the scale
     before = [p.detach().clone() for p in step.model.parameters()]
     scale = step.grad_scaler.get_scale()
     run(step)
@@ -212,7 +216,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_state_is_saved_and_resumed(dtype, tmp_path):
-    """Three steps, saved, and two more, against five in one go."""
+    """Three steps, saved and followed by two more, give the same as five steps without a break."""
     first, whole = make_step(dtype), make_step(dtype)
     for step in (first, whole):
         step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4096.0, enabled=dtype is torch.float16)
@@ -231,8 +235,8 @@ def test_state_is_saved_and_resumed(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("saved", ["plain", torch.bfloat16])
-def test_resuming_with_another_precision(saved):
-    """A training begun in float32 or bfloat16 has no loss scale to hand on; float16 starts with its own."""
+def test_a_training_can_be_resumed_in_another_precision(saved):
+    """A training in float32 or bfloat16 has no loss scale, so float16 starts with the default scale."""
     step = make_step(torch.bfloat16)
     if saved == "plain":
         step = SimpleTrainer(step.model, batches(), step.optimizer)

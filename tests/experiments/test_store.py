@@ -15,16 +15,16 @@ def at_the_root(monkeypatch, request):
 
 def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, capsys):
     store = tmp_path / "kept"
-    argv = ["--config-file", tiny, "--store", store, "--jobs", 2, "--rows", f"ATSS={ATSS}"]
+    argv = ["--config-file", tiny, "--store", store, "--jobs", 2, "--variants", f"ATSS={ATSS}"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
-    rows = ["broken=MODEL.CLQ.CLS.LOSS none", f"C L Q={CLQ} MODEL.CLQ.TOPK 5"]
-    assert run("tools/study.py", *argv, rows[0], "--seeds", 3, "--output", tmp_path / "first", *opts) == 1
+    others = ["broken=MODEL.CLQ.CLS.LOSS none", f"C L Q={CLQ} MODEL.CLQ.TOPK 5"]
+    assert run("tools/study.py", *argv, others[0], "--seeds", 3, "--output", tmp_path / "first", *opts) == 1
     out = capsys.readouterr().out
     assert "0 of 2 runs are in" in out and "broken_seed3: failed, see" in out
     assert [path.name for path in store.iterdir()] == ["ATSS_seed3.npz"]
 
     # The folders of the trainings are gone; what was kept is not trained again.
-    assert run("tools/study.py", *argv, rows[1], "--seeds", 3, "--output", tmp_path / "second", *opts) == 0
+    assert run("tools/study.py", *argv, others[1], "--seeds", 3, "--output", tmp_path / "second", *opts) == 0
     out = capsys.readouterr().out
     assert "1 of 2 runs are in" in out and out.count("started") == 1
     assert sorted(path.name for path in store.iterdir()) == ["ATSS_seed3.npz", "C_L_Q_seed3.npz"]

@@ -1,3 +1,5 @@
+"""Input files, names of pictures, categories and the JSON form of detections."""
+
 import clq
 import pytest
 import torch
@@ -7,20 +9,20 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 
-def test_inputs_in_their_order_each_once(tmp_path):
+def test_files_are_found_once_in_the_order_of_the_inputs(tmp_path):
     for name in ("b.png", "A.JPG", "c[1].png", "notes.txt", "raw.dat", "sub/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     inputs = ["raw.dat", "c[1].png", ".", "*b.png", "sub/*"]
     found = find_images([str(tmp_path / x) for x in inputs])
-    # A file named is taken whatever it is called; a folder gives images alone, and none of its subfolders.
+    # A file that is named is used whatever its suffix; a folder stands for its images, without its subfolders.
     assert [p.replace("/./", "/") for p in found] == [
         str(tmp_path / x) for x in ("raw.dat", "c[1].png", "A.JPG", "b.png", "sub/d.png")
     ]
 
 
 @pytest.mark.parametrize("name", ["gone.png", "*.png", "sub"])
-def test_each_input_must_give_something(name, tmp_path):
+def test_an_input_that_names_no_file_is_refused(name, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.jpg").touch()
     with pytest.raises(UserError, match=f"{tmp_path}/") as e:
@@ -40,7 +42,7 @@ def detections():
     return out
 
 
-def test_json_of_each_quality_branch():
+def test_json_has_the_factors_of_the_score_under_the_name_of_the_quality_branch():
     categories = Categories((3, 7), ("blue", "red"))
     expected = {"image_id": 4, "file_name": "a.png", "category_id": 7, "category_name": "red"}
     expected |= {"bbox": [1, 2, 10, 20], "score": 0.25}

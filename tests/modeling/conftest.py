@@ -1,4 +1,4 @@
-"""Shared by the tests of the model's parts."""
+"""What the tests of the model's parts share."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The tensors here are tiny: more threads only wait for each other, for minutes on a busy machine."""
+    """The tensors here are so small that several threads would be slower than one, by minutes on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What becomes of a batch: padding, images of several objects or none, and the weights of the losses."""
+"""Batches in whole detectors: padding, ignored locations, images with several objects or none, weights of losses."""
 
 import itertools
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from clq.modeling.assign.atss import match_atss
 from clq.modeling.structures import Predictions
-from detectron2.structures import ImageList
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, ImageList, pairwise_iou
 from tiny_detectors import STRIDES, build, sample
 
 
@@ -27,14 +28,14 @@ def losses_of(model, sizes, padded, predictions, items):
     return model.forward_training(images, features, predictions, [x["instances"] for x in items])
 
 
-@pytest.mark.parametrize("row", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
-def test_the_padding_of_the_batch_takes_no_part(row):
-    """An image alone, and with a larger one beside it: same outputs at its own cells, nonsense beyond them.
+@pytest.mark.parametrize("variant", ["atss", "atss_qfl", "clq", "gfl", "gflv2"])
+def test_the_padding_of_the_batch_takes_no_part(variant):
+    """An image has the same losses alone and beside a larger one, whose size adds padding with arbitrary outputs.
 
-    With the cells beyond as candidates, the larger box would have other positives. The other image is empty and
+    If the padding held candidates, the larger box would have other positives. The other image has no objects and is
     predicted so; it counts as one positive.
     """
-    model = build(row)
+    model = build(variant)
     size, own, padded = (70, 100), (96, 128), (192, 224)
     item, empty = sample(size, [(0, 0, 99, 69), (60, 40, 99, 69)]), sample(padded)
     alone, beside = raw_predictions(model, own), raw_predictions(model, padded, n=2)
@@ -47,7 +48,7 @@ def test_the_padding_of_the_batch_takes_no_part(row):
     (matched, _) = match_atss(grids_of(own), STRIDES, item["instances"].gt_boxes.tensor)
     n = int((matched >= 0).sum())
     assert n > 3
-    weighted = set() if row == "atss_qfl" else {"loss_box", "loss_dfl"}
+    weighted = set() if variant == "atss_qfl" else {"loss_box", "loss_dfl"}
     for sizes, items, order in (([size, padded], [item, empty], [0, 1]), ([padded, size], [empty, item], [1, 0])):
         swapped = Predictions(*([x[order] for x in levels] for levels in beside))
         losses = losses_of(model, sizes, padded, swapped, items)
@@ -56,8 +57,8 @@ def test_the_padding_of_the_batch_takes_no_part(row):
             torch.testing.assert_close(losses[name], value * factor)
 
 
-def test_the_classes_learn_exactly_where_an_image_lies():
-    """Each image counts up to its own size rounded up to 32 pixels, each level to whole strides of that."""
+def test_the_class_loss_covers_exactly_the_image_without_padding():
+    """An image ends at its own size, rounded up to 32 pixels and then to whole strides of each level."""
     model, sizes, padded = build("clq"), [(33, 100), (160, 5), (96, 224)], (160, 224)
     out = raw_predictions(model, padded, n=3)
     for level in out.cls_logits:
@@ -71,8 +72,24 @@ def test_the_classes_learn_exactly_where_an_image_lies():
             assert torch.equal(level.grad[i] != 0, expected)
 
 
-def test_boxes_and_classes_go_to_the_image_they_belong_to():
-    """The loss of two images is that of each alone, weighted by its positives; an empty one counts as one."""
+def test_ignored_locations_have_no_class_loss():
+    """Those between the thresholds of the assignment by IoU, as Detectron2's matcher labels them."""
+    model, size = build("max_iou"), (96, 128)
+    item = sample(size, [(20, 10, 70, 60), (60, 30, 120, 90), (30, 40, 62, 72)])
+    out = raw_predictions(model, size)
+    for level in out.cls_logits:
+        level.requires_grad_()
+    losses_of(model, [size], size, out, [item])["loss_cls"].backward()
+    anchors = Boxes.cat(model.anchor_generator(out.cls_logits))
+    matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
+    _, labels = matcher(pairwise_iou(item["instances"].gt_boxes, anchors))
+    learns = torch.cat([x.grad.flatten(2).any(dim=1).flatten() for x in out.cls_logits])
+    assert (labels == -1).sum() > 3
+    assert torch.equal(learns, labels != -1)
+
+
+def test_boxes_and_classes_belong_to_their_own_image():
+    """A loss of the batch is the mean of the images' losses, weighted by their positives; no positives count as one."""
     model = build("atss_lqe")
     items = [
         sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]),
@@ -94,7 +111,7 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
 
 
 @pytest.mark.parametrize(
-    ("row", "key", "value", "factor", "name"),
+    ("variant", "key", "value", "factor", "name"),
     [
         ("clq", "BOX.LOSS_WEIGHT", 3.0, 1.5, "loss_box"),
         ("atss", "BOX.LOSS_WEIGHT", 1.0, 0.5, "loss_box"),
@@ -105,12 +122,12 @@ def test_boxes_and_classes_go_to_the_image_they_belong_to():
         ("atss", "CLS.FOCAL_ALPHA", 0.625, 0.5, "loss_cls"),
     ],
 )
-def test_settings_of_the_losses_reach_their_own_loss(row, key, value, factor, name):
-    """On an image without objects for the class loss, at logit 0: (1/2)^beta, (1/2)^gamma and 1 - alpha are factors."""
+def test_each_setting_changes_its_own_loss_alone(variant, key, value, factor, name):
+    """For the class loss the image has no objects and logits of 0: factors (1/2)^beta, (1/2)^gamma, 1 - alpha."""
     items = [sample((96, 128), [] if name == "loss_cls" else [(20, 10, 70, 60)])]
     results = []
     for opts in ((), (f"MODEL.CLQ.{key}", value)):
-        model = build(row, *opts)
+        model = build(variant, *opts)
         torch.manual_seed(1)
         out = raw_predictions(model, (96, 128))
         out = out._replace(cls_logits=[torch.zeros_like(x) for x in out.cls_logits])

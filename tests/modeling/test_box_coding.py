@@ -2,19 +2,18 @@ import math
 
 import pytest
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder, unit_anchor
+from clq.modeling.box_coding import DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder, unit_anchor
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 MAX = 1000 / 16  # the largest factor by which a side may grow or shrink
 
 
 def test_delta_decode_by_hand():
-    """Anchor 40 wide, 20 high about (100, 50); deltas shift it by (1/4, -1/2) of its sides, double and halve them."""
+    """An anchor 40 wide and 20 high around (100, 50), shifted by (1/4, -1/2) of its sides; one doubles, one halves."""
     anchor = torch.tensor([80.0, 40, 120, 60])
     deltas = torch.tensor([2.5, -5, 5 * math.log(2), -5 * math.log(2)])
     # centre (110, 40), size (80, 10)
     torch.testing.assert_close(DeltaCoder().decode(deltas, anchor, 8.0), torch.tensor([70.0, 35, 150, 45]))
-    torch.testing.assert_close(DeltaCoder().encode(torch.tensor([70.0, 35, 150, 45]), anchor, 8.0), deltas)
     plain = DeltaCoder((1.0, 1.0, 1.0, 1.0)).decode(deltas / torch.tensor([10.0, 10, 5, 5]), anchor, 8.0)
     torch.testing.assert_close(plain, torch.tensor([70.0, 35, 150, 45]))
     assert DeltaCoder.num_channels == 4
@@ -28,47 +27,56 @@ def test_delta_growth_and_shrinkage_are_clamped_alike():
     torch.testing.assert_close(y2 - y1, torch.tensor([8 / MAX, 8 / 60]))
 
 
-def test_delta_is_an_inverse_pair_and_agrees_with_detectron2():
+@pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
+def test_delta_agrees_with_detectron2_and_inverts_its_deltas(weights):
     torch.manual_seed(0)
-    anchors, boxes = (torch.rand(2, 200, 2, dtype=torch.float64) * 500 for _ in range(2))
+    anchors, boxes = (torch.rand(2, 200, 2) * 500 for _ in range(2))
     anchors, boxes = (torch.cat((x[0], x[0] + 10 + x[1]), -1) for x in (anchors, boxes))
-    coder, strides = DeltaCoder(), torch.full((200,), 8.0)
-    deltas = coder.encode(boxes, anchors, strides)
-    torch.testing.assert_close(coder.decode(deltas, anchors, strides), boxes)
-    theirs = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-    torch.testing.assert_close(deltas, theirs.get_deltas(anchors, boxes))
-    noise = torch.randn(200, 4)
-    decoded = coder.decode(noise, anchors.float(), strides)
-    torch.testing.assert_close(decoded, theirs.apply_deltas(noise, anchors.float()), atol=1e-3, rtol=0)
+    coder, theirs = DeltaCoder(weights), Box2BoxTransform(weights)
+    deltas = torch.randn(200, 4)
+    expected = theirs.apply_deltas(deltas, anchors)
+    torch.testing.assert_close(coder.decode(deltas, anchors, 8.0), expected, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(coder.decode(theirs.get_deltas(anchors, boxes), anchors, 8.0), boxes, atol=1e-3, rtol=0)
 
 
-def test_distances_by_hand():
-    """Anchor 64 wide about (100, 50): exp(0) is a whole anchor, so 64 to each side; halves and doubles from there."""
-    coder, anchor = DistanceCoder(), torch.tensor([68.0, 18, 132, 82])
+def test_log_distances_by_hand():
+    """An anchor 64 wide around (100, 50): at exp(0) = 1 each side lies 64 pixels from the centre."""
+    coder, anchor = LogDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     torch.testing.assert_close(coder.decode(torch.zeros(4), anchor, 8.0), torch.tensor([36.0, -14, 164, 114]))
     pred = torch.tensor([0.5, 2.0, 0.25, 1.0]).log()
     box = torch.tensor([68.0, -78, 116, 114])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
-    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
     far = coder.decode(torch.tensor([1e4, -1e4, 1e4, -1e4]), anchor, 8.0)
     torch.testing.assert_close(far, torch.tensor([100 - 4000.0, 50, 4100, 50]))  # at most 62.5 anchors
 
 
-def test_ltrb_by_hand():
-    """Strides of 8 about (100, 50): 1, 2 and 3 of them, and a bottom above the centre."""
-    coder, anchor = LTRBCoder(), torch.tensor([68.0, 18, 132, 82])
+def test_linear_distances_by_hand():
+    """1, 2 and 3 strides of 8 pixels from (100, 50), and a bottom side above the centre."""
+    coder, anchor = LinearDistanceCoder(), torch.tensor([68.0, 18, 132, 82])
     pred, box = torch.tensor([1.0, 2, 3, -0.5]), torch.tensor([92.0, 34, 124, 46])
     torch.testing.assert_close(coder.decode(pred, anchor, 8.0), box)
-    torch.testing.assert_close(coder.encode(box, anchor, 8.0), pred)
+
+
+def test_only_linear_distances_are_activated():
+    """They are the exponential of the head's output, up to 62.5 anchors of 8 strides."""
     raw = torch.tensor([0.0, math.log(3), -1e4, 1e4])
-    torch.testing.assert_close(coder.activate(raw), torch.tensor([1.0, 3, 0, 500]))
-    assert coder.activate(raw.bfloat16()).dtype == torch.float32
-    for other in (DeltaCoder(), DistanceCoder(), DistributionCoder()):
+    torch.testing.assert_close(LinearDistanceCoder().activate(raw), torch.tensor([1.0, 3, 0, 500]))
+    for other in (DeltaCoder(), LogDistanceCoder(), DistributionCoder()):
         assert other.activate(raw) is raw
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activated_distances_are_float32_under_autocast(dtype):
+    """From the value that half precision holds; its exponential in half precision would be off by up to 1 in 256."""
+    raw = torch.linspace(-3, 6, 50).to(dtype)
+    with torch.autocast("cpu", dtype):
+        distances = LinearDistanceCoder().activate(raw)
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances.double(), raw.double().exp(), rtol=1e-6, atol=0)
+
+
 def test_distribution_decode_by_hand():
-    """One-hot bins 1, 2, 3 and 16, and a half-half of 4 and 5, at stride 8 about (100, 50)."""
+    """Probability 1 for the bins 1, 2 and 16, and 1/2 each for 4 and 5, at stride 8 around (100, 50)."""
     coder, anchor = DistributionCoder(16), torch.tensor([68.0, 18, 132, 82])
     assert coder.num_channels == 68
     logits = torch.full((4, 17), -1e4)
@@ -80,20 +88,28 @@ def test_distribution_decode_by_hand():
     torch.testing.assert_close(coder.decode(torch.zeros(68), anchor, 1.0), torch.tensor([92.0, 42, 108, 58]))
 
 
-def test_distribution_is_an_inverse_pair_within_its_range_and_clamps_outside():
-    coder, anchors = DistributionCoder(16), torch.tensor([[-32.0, -32, 32, 32]]).repeat(3, 1)
-    boxes = torch.tensor([[-12.0, -8.4, 20, 127], [-200.0, 8, 8, 8], [-8.0, -8, 8, 8]])
-    ltrb = coder.encode(boxes, anchors, torch.tensor([8.0, 8, 16]))
-    expected = [[1.5, 1.05, 2.5, 15.875], [15.9, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
-    torch.testing.assert_close(ltrb, torch.tensor(expected))
-    bins = torch.arange(17)
-    probabilities = (1 - (ltrb.unsqueeze(-1) - bins).abs()).clamp(min=0)  # the two neighbours, by nearness
-    decoded = coder.decode(probabilities.log().clamp(min=-1e4).flatten(1), anchors, torch.tensor([8.0, 8, 16]))
-    torch.testing.assert_close(decoded[[0, 2]], boxes[[0, 2]], atol=1e-3, rtol=0)
+@pytest.mark.parametrize(
+    ("box", "stride", "ltrb"),
+    [
+        ([-12.0, -8.4, 20, 127], 8.0, [1.5, 1.05, 2.5, 15.875]),
+        ([-200.0, 8, 8, 8], 8.0, [15.9, 0, 1, 1]),  # beyond the last bin, and a side beyond the centre
+        ([-8.0, -8, 8, 8], 16.0, [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_the_loss_of_distributions_is_least_at_the_distances_of_the_box(box, stride, ltrb):
+    """Each side's two neighbouring bins hold its distance in strides, clamped to their range: there is no gradient."""
+    coder, anchors = DistributionCoder(16), torch.tensor([[-32.0, -32, 32, 32]])
+    probabilities = (1 - (torch.tensor(ltrb).unsqueeze(-1) - torch.arange(17)).abs()).clamp(min=0)
+    logits = probabilities.log().clamp(min=-1e4).flatten().unsqueeze(0).requires_grad_()
+    loss = coder.auxiliary_loss(logits, torch.tensor([box]), anchors, torch.tensor([stride]))["loss_dfl"]
+    loss.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(1, 68), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "coder", [DeltaCoder(), DistanceCoder(), DistributionCoder(16)], ids=["delta", "distance", "distribution"]
+    "coder",
+    [DeltaCoder(), LogDistanceCoder(), LinearDistanceCoder(), DistributionCoder(16)],
+    ids=["delta", "distance", "ltrb", "distribution"],
 )
 class TestEveryCoder:
     def test_any_layout_decodes_like_its_flat_form(self, coder):
@@ -113,7 +129,7 @@ class TestEveryCoder:
         torch.testing.assert_close(coder.decode(pred, anchors, strides), torch.stack(flat).view(2, 3, 5, 4))
 
     def test_units_are_those_of_the_anchor(self, coder):
-        """The unit anchor at stride 1 gives the box in strides about its location."""
+        """The unit anchor at stride 1 gives the box in strides relative to its location."""
         torch.manual_seed(0)
         pred, stride, center = torch.randn(6, coder.num_channels), 16.0, torch.tensor([32.0, 48.0])
         anchor = torch.cat((center - 64, center + 64))
@@ -124,16 +140,17 @@ class TestEveryCoder:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_boxes_are_float32_under_autocast(self, coder, dtype):
-        """Half a pixel matters: bfloat16 moves a side of 1,000 pixels by up to 2."""
+        """In bfloat16 the side of a box at 1,000 pixels would be off by up to 2 pixels."""
         torch.manual_seed(0)
         pred = (torch.randn(50, coder.num_channels) * 3).to(dtype)
-        anchors, strides = torch.tensor([[0.0, 0, 1024, 1024]]), torch.tensor([128.0])
-        expected = coder.decode(pred.float(), anchors, strides)
+        anchors, stride = torch.tensor([[0.0, 0, 800, 800]]), 100.0  # no power of two, whose products are exact
+        expected = coder.decode(pred.double(), anchors.double(), stride).float()
         with torch.autocast("cpu", dtype):
             for x in (pred, pred.float()):
-                boxes = coder.decode(x, anchors, strides)
-                assert boxes.dtype == torch.float32
-                torch.testing.assert_close(boxes, expected)
+                for strides in (stride, torch.tensor([stride])):
+                    boxes = coder.decode(x, anchors, strides)
+                    assert boxes.dtype == torch.float32
+                    torch.testing.assert_close(boxes, expected, atol=1e-3, rtol=1e-5)
 
     def test_no_boxes(self, coder):
         empty = coder.decode(torch.zeros(0, coder.num_channels), torch.zeros(0, 4), torch.zeros(0))
@@ -145,7 +162,7 @@ class TestEveryCoder:
 
 
 def test_auxiliary_losses():
-    """Deltas have none; a distribution has DFL, averaged over the sides: here uniform, log(n + 1)."""
+    """Deltas have none. A distribution has DFL, averaged over the sides: log(n + 1) for one that is uniform."""
     anchors, boxes = torch.tensor([[-32.0, -32, 32, 32]]), torch.tensor([[-12.0, -8.4, 20, 127]])
     assert DeltaCoder().auxiliary_loss(torch.zeros(1, 4), boxes, anchors, torch.tensor([8.0])) == {}
     pred = torch.zeros(1, 4, 17)

@@ -1,93 +1,17 @@
-"""The losses of hand-made predictions and targets, worked out by hand.
-
-Two images, four locations whose anchors are the quarters of a 16 x 16 square, two classes. Two positives:
-image 0, location 1, class 1, in a box twice as high: IoU 1/2, GIoU 1/2, centerness sqrt(4/4 * 4/12);
-image 1, location 2, class 0, in a box 1.5 times as high: IoU 2/3, GIoU 2/3, centerness sqrt(4/4 * 4/8).
-Location 3 of image 1 is padding.
-"""
+"""The losses of the batch of hand_made_batch.py, worked out by hand."""
 
 import math
-from datetime import timedelta
 
 import pytest
 import torch
-from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-from clq.modeling.criterion import (
-    DetectionLoss,
-    weigh_by_alignment,
-    weigh_by_centerness,
-    weigh_by_iou,
-    weigh_by_score,
-)
-from clq.modeling.head.quality import Centerness, PredictedIoU
-from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
+from clq.modeling.box_coding import DeltaCoder
+from clq.modeling.criterion import DetectionLoss, weigh_by_alignment_metric, weigh_by_iou
+from clq.modeling.losses import quality_focal_loss, varifocal_loss
 from clq.modeling.scoring import ScoreRule
-from clq.modeling.structures import Predictions, Targets
+from clq.modeling.structures import FlatPredictions
+from detectron2.modeling.box_regression import Box2BoxTransform
+from hand_made_batch import ANCHORS, LN2, STRIDES, W, atss, clq, gfl, make_predictions, make_targets, no_objects
 from torch import tensor
-
-ANCHORS = tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])
-STRIDES = torch.full((4,), 8.0)
-LN2 = math.log(2)
-W = [3**-0.5, 2**-0.5]  # centerness of the two positives
-
-
-def make_targets(num_pos=2.0, **changes):
-    valid = torch.ones(2, 4, dtype=torch.bool)
-    valid[1, 3] = False
-    fields = {
-        "image": tensor([0, 1]),
-        "location": tensor([1, 2]),
-        "is_positive": torch.ones(2) > 0,
-        "gt_boxes": tensor([[8.0, 0, 16, 16], [0, 4, 8, 16]]),
-        "gt_classes": tensor([1, 0]),
-        "valid": valid,
-        "num_pos": tensor(num_pos),
-    }
-    return Targets(**{**fields, **changes})
-
-
-def no_objects():
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return make_targets(
-        2.0,
-        image=nothing,
-        location=nothing,
-        is_positive=torch.zeros(0) > 0,
-        gt_boxes=torch.zeros(0, 4),
-        gt_classes=nothing,
-    )
-
-
-def make_predictions(channels=4, quality=True):
-    """All zero: class probability 1/2, the anchor itself as box, quality 1/2."""
-    shapes = [(2, 4, 2), (2, 4, channels), (2, 4, 1)]
-    tensors = [torch.zeros(s, requires_grad=True) for s in shapes]
-    return Predictions(*(tensors if quality else [*tensors[:2], None]))
-
-
-def atss():
-    return DetectionLoss(
-        ScoreRule(1.0, joint=False),
-        DeltaCoder(),
-        focal_loss,
-        soft_target=False,
-        quality_target=Centerness().target,
-        box_weight=weigh_by_centerness,
-        box_weight_floor=1.0,
-        box_loss_weight=2.0,
-    )
-
-
-def clq(**changes):
-    """With deltas in place of distributions, whose values are worked out more easily."""
-    settings = {"quality_target": PredictedIoU(0.3).target, "box_weight": weigh_by_score, "box_loss_weight": 2.0}
-    settings.update(changes)
-    return DetectionLoss(ScoreRule(0.3, joint=True), DeltaCoder(), quality_focal_loss, soft_target=True, **settings)
-
-
-def gfl(floor=1.0):
-    weights = {"box_weight": weigh_by_score, "box_weight_floor": floor, "box_loss_weight": 2.0}
-    return DetectionLoss(ScoreRule(), DistributionCoder(7), quality_focal_loss, soft_target=True, **weights)
 
 
 def check(losses, **expected):
@@ -104,7 +28,7 @@ def qfl(p, y):
 
 
 @pytest.mark.parametrize("num_pos", [2.0, 5.0])
-def test_atss(num_pos):
+def test_losses_of_atss_by_hand(num_pos):
     predictions = make_predictions()
     with torch.no_grad():
         predictions.quality_logits[0, 1], predictions.quality_logits[1, 2] = math.log(3), -math.log(3)
@@ -114,7 +38,7 @@ def test_atss(num_pos):
         atss()(predictions, make_targets(num_pos), ANCHORS, STRIDES),
         # 7 locations x 2 classes at 1/2, two of them positive: alpha_t (1/2)^2 ln 2.
         loss_cls=(2 * 0.25 + 12 * 0.75) * 0.25 * LN2 / num_pos,
-        # Weighted by centerness and divided by the sum of the weights, whatever the number of positives.
+        # Weighted by centerness and divided by the sum of the weights, not by the number of positives.
         loss_box=2 * (W[0] * 1 / 2 + W[1] * 1 / 3) / (W[0] + W[1]),
         loss_quality=(bce(0.75, W[0]) + bce(0.25, W[1])) / num_pos,
     )
@@ -125,14 +49,14 @@ def first_alone(targets):
     return targets._replace(**{name: getattr(targets, name)[:1] for name in targets._fields[:4]})
 
 
-def test_a_floor_divides_weights_that_sum_to_less():
+def test_weights_that_sum_to_less_than_the_floor_are_divided_by_the_floor():
     losses = atss()(make_predictions(), first_alone(make_targets(1.0)), ANCHORS, STRIDES)
     assert losses["loss_box"].item() == pytest.approx(2 * W[0] / 2)
 
 
 @pytest.mark.parametrize("logit", [0.0, -20.0, -87.0, -1e4, -1e30])
-def test_without_a_floor_the_box_losses_are_the_weighted_mean_whatever_the_sum(logit):
-    """One positive: its own loss, however small its score. Where that is zero in float32, so is the loss."""
+def test_without_a_floor_the_box_losses_are_the_weighted_mean_for_any_sum(logit):
+    """One positive has its own loss, however small its score; the loss is zero where the score is zero in float32."""
     for loss, channels, box, dfl in (
         (clq(), 4, 2 * 1 / 2, None),
         (gfl(0.0), 32, 2 * (1 - 128 / 56**2), math.log(8) / 4),
@@ -163,7 +87,7 @@ def test_the_sum_of_the_weights_is_that_of_all_levels_and_images():
 
 
 @pytest.mark.parametrize("num_pos", [2.0, 5.0])
-def test_clq(num_pos):
+def test_losses_of_clq_by_hand(num_pos):
     predictions = make_predictions()
     with torch.no_grad():
         predictions.quality_logits[0] = math.log(3)
@@ -173,7 +97,7 @@ def test_clq(num_pos):
     check(
         clq()(predictions, make_targets(num_pos), ANCHORS, STRIDES),
         loss_cls=cls / num_pos,
-        # Weighted by the joint score and divided by the sum of the weights, whatever the number of positives.
+        # Weighted by the joint score and divided by the sum of the weights, not by the number of positives.
         loss_box=2 * (p * 1 / 2 + p_other * 1 / 3) / (p + p_other),
         loss_quality=(bce(0.75, 1 / 2) + bce(0.5, 2 / 3)) / num_pos,
     )
@@ -187,7 +111,7 @@ def test_loss_weights_scale_their_own_loss():
 
 
 def test_the_class_target_sits_at_the_class_of_its_own_positive():
-    """Lowering the loss raises exactly two of the sixteen class logits."""
+    """A step against the gradient raises exactly two of the sixteen class logits."""
     for loss in (atss(), clq(), gfl()):
         predictions = make_predictions(loss.coder.num_channels)
         predictions.cls_logits.data.fill_(-6.0)
@@ -197,7 +121,7 @@ def test_the_class_target_sits_at_the_class_of_its_own_positive():
 
 
 def test_gfl_weighs_by_the_largest_class_score_without_gradient():
-    """Scores 3/4 and 1/4; all bins equal, so that each side lies 3.5 strides from the anchor's centre."""
+    """Scores 3/4 and 1/4. All bins are equal, so each side lies 3.5 strides from the anchor's centre."""
     predictions = make_predictions(32, quality=False)
     with torch.no_grad():
         predictions.cls_logits[0, 1, 0], predictions.cls_logits[0, 1, 1] = math.log(3), -5.0
@@ -213,15 +137,15 @@ def test_gfl_weighs_by_the_largest_class_score_without_gradient():
         assert torch.autograd.grad(losses[name], predictions[:1], allow_unused=True, retain_graph=True) == (None,)
 
 
-def test_vfnet_weighs_each_stage_by_its_own_iou():
-    """All deltas zero: the anchor itself, with IoU W; before its refinement the ground truth of each, IoU 1."""
+def test_vfnet_weighs_coarse_and_refined_boxes_each_by_their_own_iou():
+    """The refined boxes are the anchors, of IoU 1/2 and 2/3, and the coarse boxes are the ground truths themselves."""
     vfnet = DetectionLoss(
         ScoreRule(), DeltaCoder(), varifocal_loss, soft_target=True, box_weight=weigh_by_iou, box_loss_weight=2.0
     )
     predictions, targets = make_predictions(quality=False), make_targets()
     coarse = predictions.box_pred.clone()
-    for i, (image, location) in enumerate(((0, 1), (1, 2))):
-        coarse[image, location] = DeltaCoder().encode(targets.gt_boxes[i], ANCHORS[location], 1.0)
+    encoder = Box2BoxTransform(DeltaCoder().weights)
+    coarse[targets.image, targets.location] = encoder.get_deltas(ANCHORS[targets.location], targets.gt_boxes)
     losses = vfnet(predictions._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
     box = (1 / 2 * 1 / 2 + 2 / 3 * 1 / 3) / (1 / 2 + 2 / 3)
     negatives = 5 * 0.75 / 4 * LN2  # seven valid locations: five without an object, two classes each
@@ -229,19 +153,25 @@ def test_vfnet_weighs_each_stage_by_its_own_iou():
     check(losses, loss_cls=(2 * negatives + positives) / 2, loss_box=2 * box, loss_box_coarse=0.0)
     worse = vfnet(predictions._replace(coarse_box_pred=predictions.box_pred), targets, ANCHORS, STRIDES)
     assert worse["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
+    # The other way round: the refined boxes are perfect and of equal weight, the coarse ones keep their own weights.
+    refined = vfnet(
+        FlatPredictions(predictions.cls_logits, coarse, None, predictions.box_pred), targets, ANCHORS, STRIDES
+    )
+    assert refined["loss_box"].item() == pytest.approx(0.0, abs=1e-6)
+    assert refined["loss_box_coarse"].item() == pytest.approx(1.5 * box, rel=1e-5)
 
 
 def tood():
-    weights = {"box_weight": weigh_by_alignment, "box_loss_weight": 2.0}
+    weights = {"box_weight": weigh_by_alignment_metric, "box_loss_weight": 2.0}
     return DetectionLoss(ScoreRule(0.5, True, 0.5), DeltaCoder(), quality_focal_loss, soft_target=True, **weights)
 
 
 @pytest.mark.parametrize("total", [1.2, 0.6, 1e-6])
-def test_tood_learns_alignments_and_divides_by_their_sum(total):
-    """Class and map at 1/2 everywhere: score 1/2. Alignments of a third and two thirds of the total."""
+def test_tood_learns_the_alignment_metric_and_divides_by_its_sum(total):
+    """The score is 1/2 everywhere, and the alignment metrics are a third and two thirds of the total."""
     norm = total
     first, second = total / 3, total * 2 / 3
-    predictions, targets = make_predictions(), make_targets(total, alignment=tensor([first, second]))
+    predictions, targets = make_predictions(), make_targets(total, alignment_metric=tensor([first, second]))
     check(
         tood()(predictions, targets, ANCHORS, STRIDES),
         loss_cls=(qfl(0.5, first) + qfl(0.5, second) + 12 * qfl(0.5, 0)) / norm,
@@ -255,7 +185,7 @@ def test_tood_learns_alignments_and_divides_by_their_sum(total):
     )
 
 
-def test_the_quality_learns_of_the_refined_box():
+def test_the_quality_learns_from_the_refined_box():
     predictions, targets = make_predictions(), make_targets()
     coarse = torch.randn_like(predictions.box_pred)
     refined = clq()(predictions._replace(coarse_box_pred=coarse), targets, ANCHORS, STRIDES)
@@ -283,7 +213,7 @@ def test_targets_carry_no_gradient_into_the_boxes():
 
 
 @pytest.mark.parametrize("make", [atss, clq, gfl])
-def test_without_objects_the_keys_stay_and_every_gradient_is_there(make):
+def test_a_batch_without_objects_has_the_same_keys_and_every_gradient(make):
     loss = make()
     predictions = make_predictions(loss.coder.num_channels, quality=loss.quality_target is not None)
     losses = loss(predictions, no_objects(), ANCHORS, STRIDES)
@@ -299,65 +229,8 @@ def test_half_precision_predictions_give_the_losses_of_their_float32_values():
     torch.manual_seed(0)
     for loss in (atss(), clq(), gfl()):
         predictions = make_predictions(loss.coder.num_channels)
-        half = Predictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions[:3]))
-        expected = loss(Predictions(*(x.float() for x in half[:3])), make_targets(), ANCHORS, STRIDES)
+        half = FlatPredictions(*((torch.randn_like(x) * 3).bfloat16() for x in predictions[:3]))
+        expected = loss(FlatPredictions(*(x.float() for x in half[:3])), make_targets(), ANCHORS, STRIDES)
         with torch.autocast("cpu", torch.bfloat16):
             losses = loss(half._replace(box_pred=half.box_pred.float()), make_targets(), ANCHORS, STRIDES)
         check(losses, **{name: x.item() for name, x in expected.items()})
-
-
-def three_images():
-    """Random predictions, with 5, 0 and 2 positives in three images."""
-    torch.manual_seed(0)
-    image, location = tensor([0, 0, 0, 0, 0, 2, 2]), tensor([0, 1, 2, 3, 4, 1, 3])
-    corner = torch.rand(6, 2) * 50
-    anchors = torch.cat((corner, corner + 20), 1)
-    targets = Targets(
-        image,
-        location,
-        torch.ones(7) > 0,
-        anchors[location] + tensor([-4.0, -2, 3, 5]),
-        location % 2,
-        torch.ones(3, 6) > 0,
-        tensor(8.0),
-    )
-    return [torch.randn(3, 6, c) for c in (2, 4, 1, 32)], targets, anchors, torch.full((6,), 8.0)
-
-
-def losses_of_images(first, last):
-    """Summed losses of each row on the images from ``first`` to before ``last``, as if they were the whole batch."""
-    (cls, deltas, quality, bins), targets, anchors, strides = three_images()
-    keep = (targets.image >= first) & (targets.image < last)
-    own = targets._replace(
-        image=targets.image[keep] - first,
-        valid=targets.valid[first:last],
-        num_pos=tensor([5.0, 1.0, 2.0])[first:last].sum(),
-        **{name: getattr(targets, name)[keep] for name in ("location", "is_positive", "gt_boxes", "gt_classes")},
-    )
-    results = []
-    for loss, boxes in ((atss(), deltas), (clq(), deltas), (gfl(), bins)):
-        predictions = Predictions(*(x[first:last] for x in (cls + 1, boxes, quality)))
-        predictions = predictions if loss.quality_target else predictions._replace(quality_logits=None)
-        results.append({name: x.item() for name, x in loss(predictions, own, anchors, strides).items()})
-    return results
-
-
-def on_rank(rank, folder, first, last):
-    """Saves the losses of one of two processes."""
-    where, timeout = f"file://{folder}/rendezvous", timedelta(minutes=3)
-    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timeout)
-    try:
-        torch.save(losses_of_images(first, last), f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_two_processes_average_to_the_losses_of_one(tmp_path):
-    """One rank has image 0, the other has images 1 and 2: DDP averages their gradients to those of one big batch."""
-    other = torch.multiprocessing.get_context("spawn").Process(target=on_rank, args=(1, tmp_path, 1, 3))
-    other.start()
-    on_rank(0, tmp_path, 0, 1)
-    other.join()
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for together, one, two in zip(losses_of_images(0, 3), *ranks, strict=True):
-        assert {name: (one[name] + two[name]) / 2 for name in together} == pytest.approx(together, rel=1e-4)

@@ -2,11 +2,19 @@ import math
 
 import pytest
 import torch
-from clq.modeling.losses import distribution_focal_loss, focal_loss, giou_loss, quality_focal_loss, varifocal_loss
+from clq.modeling.losses import (
+    centerness,
+    distribution_focal_loss,
+    focal_loss,
+    giou_loss,
+    matched_iou,
+    quality_focal_loss,
+    varifocal_loss,
+)
 from clq.modeling.scoring import joint_score
 from clq.modeling.structures import LogScore
 from fvcore.nn import sigmoid_focal_loss
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 LN2 = math.log(2)
 
@@ -74,7 +82,7 @@ def test_extreme_scores_are_finite(function, target):
 
 
 def test_varifocal_loss_by_hand():
-    """p = 1/4. A positive of target 1/2: its target times the cross entropy; a negative: alpha p^gamma times it."""
+    """At p = 1/4 the cross entropy has the factor 1/2, the target, for a positive and alpha p^gamma for a negative."""
     p = torch.tensor([0.25, 0.25])
     loss = varifocal_loss(LogScore(p.log(), (1 - p).log()), torch.tensor([0.5, 0.0]))
     cross_entropy = -0.5 * math.log(0.25) - 0.5 * math.log(0.75)
@@ -88,7 +96,7 @@ def test_varifocal_loss_gradcheck():
 
 
 def test_distribution_focal_loss_by_hand():
-    """Probabilities 1/10 ... 4/10 of the bins 0 ... 3; targets at 0, at an integer, between, at the last bin n."""
+    """The bins 0 to 3 have 1/10 to 4/10; targets at 0, at an integer, between two bins, and at the last bin."""
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 7  # a constant changes nothing
     targets = torch.tensor([0.0, 2.0, 1.25, 2.9, 3.0])
     nll = [-math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]
@@ -97,7 +105,7 @@ def test_distribution_focal_loss_by_hand():
 
 
 def test_distribution_focal_loss_is_least_where_the_two_bins_hold_the_target():
-    """At the minimum, probability 1 - w and w on the neighbours, the gradient vanishes and the mean is the target."""
+    """With the probabilities 0.3 and 0.7 for the bins 1 and 2, whose mean is the target, the gradient is zero."""
     logits = torch.tensor([[-60.0, math.log(0.3), math.log(0.7), -60.0]], requires_grad=True)
     distribution_focal_loss(logits, torch.tensor([1.7])).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(1, 4), atol=1e-6, rtol=0)
@@ -120,7 +128,7 @@ def test_distribution_focal_loss_gradcheck_and_extremes():
 
 
 def test_giou_loss_by_hand():
-    """The same; half; beside each other with a gap; a point inside; two points at one place."""
+    """Equal boxes; half of one; two with a gap between them; a point inside; two equal points."""
     one = [0.0, 0.0, 2.0, 2.0]
     boxes = torch.tensor([one, [0, 0, 1, 2], [4, 0, 6, 2], [1, 1, 1, 1], [3, 3, 3, 3]])
     targets = torch.tensor([one, one, one, one, [3, 3, 3, 3]])
@@ -131,12 +139,12 @@ def test_giou_loss_equals_torchvision_and_is_smooth():
     torch.manual_seed(0)
     corner, size = torch.rand(2, 300, 2, dtype=torch.float64) * 5, torch.rand(2, 300, 2, dtype=torch.float64) * 8 + 0.1
     boxes, target = torch.cat((corner, corner + size), dim=-1)
-    assert 20 < (giou_loss(boxes, target) > 1).sum() < 280  # some do not meet
+    assert 20 < (giou_loss(boxes, target) > 1).sum() < 280  # some do not overlap
     torch.testing.assert_close(giou_loss(boxes, target), generalized_box_iou_loss(boxes, target), rtol=0, atol=1e-5)
     assert torch.autograd.gradcheck(lambda x: giou_loss(x, target[:40]), (boxes[:40].requires_grad_(),))
 
 
-def test_giou_loss_of_boxes_without_area_and_in_short_types():
+def test_giou_loss_of_boxes_without_area_and_in_half_precision():
     boxes = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 5], [5, 5, 2, 2]]).bfloat16().requires_grad_()
     loss = giou_loss(boxes, torch.tensor([[1.0, 1, 1, 1], [0, 0, 4, 4], [0, 0, 4, 4]]))
     loss.sum().backward()
@@ -144,3 +152,33 @@ def test_giou_loss_of_boxes_without_area_and_in_short_types():
     assert loss.isfinite().all()
     assert boxes.grad.isfinite().all()
     assert giou_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+def test_matched_iou_is_the_diagonal_of_all_ious():
+    torch.manual_seed(0)
+    corner, size = torch.rand(2, 40, 2) * 50, torch.rand(2, 40, 2) * 50 + 1
+    a, b = torch.cat((corner, corner + size), -1)
+    torch.testing.assert_close(matched_iou(a, b), box_iou(a, b).diagonal())
+    assert not matched_iou(a.requires_grad_(), b).requires_grad
+    assert matched_iou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (5, 10, 1.0),
+        (2, 10, 0.5),  # l = 2, r = 8
+        (8, 10, 0.5),
+        (2, 4, 0.25),  # and t = 4, b = 16
+        (5, 19.8, (0.2 / 19.8) ** 0.5),
+        (0, 10, 0.0),  # on the border
+        (-2, 10, 0.0),  # outside, as an assigner other than ATSS may match it
+        (-2, 25, 0.0),  # outside in both directions, whose ratios have a positive product
+    ],
+)
+def test_centerness_by_hand(x, y, expected):
+    """The ground truth is 10 wide and 20 high. The anchor's centre counts and not its size."""
+    for half in (2.0, 32.0):
+        anchor = torch.tensor([[x - half, y - half, x + half, y + half]])
+        found = centerness(anchor, torch.tensor([[0.0, 0, 10, 20]]))
+        torch.testing.assert_close(found, torch.tensor([expected]))

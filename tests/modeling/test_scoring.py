@@ -1,4 +1,4 @@
-"""The joint score against its textbook formula with 120 decimal digits, where nothing saturates."""
+"""The joint score against its formula computed with 120 decimal digits, where nothing saturates."""
 
 from decimal import Decimal, localcontext
 
@@ -56,7 +56,7 @@ def test_finite_with_finite_gradients_everywhere(alpha):
 
 
 def test_a_confident_wrong_negative_keeps_its_gradient():
-    """c = q = 90 on background: 1 - p is e^-90 (1 + alpha), its logarithm -90 + log 1.3, and the pull is full."""
+    """At c = q = 90 on background, 1 - p is e^-90 (1 + alpha), and the gradients of its logarithm sum to -1."""
     c, q = torch.tensor([90.0], requires_grad=True), torch.tensor([90.0], requires_grad=True)
     score = joint_score(c, q, 0.3)
     score.log_not_p.sum().backward()
@@ -95,7 +95,7 @@ def test_one_quality_serves_all_classes_of_its_location():
         torch.testing.assert_close(torch.stack(joint_score(c, quality, 0.3)), expected)
     torch.testing.assert_close(expected[0].exp(), c.sigmoid() * q.sigmoid().pow(0.3).unsqueeze(-1))
     assert expected.shape == (2, 2, 5, 3)
-    # Where K happens to be R, or to be 1, nothing broadcasts the other way.
+    # The quality belongs to locations also where K equals R or is 1.
     assert joint_score(torch.zeros(2, 3, 3), torch.zeros(2, 3)).log_p.shape == (2, 3, 3)
     assert joint_score(torch.zeros(2, 3, 1), torch.zeros(2, 3)).log_p.shape == (2, 3, 1)
 

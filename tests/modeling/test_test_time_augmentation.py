@@ -1,4 +1,4 @@
-"""Test-time augmentation, with a detector that finds bright rectangles and with the rows of the project."""
+"""Test-time augmentation, with a detector that finds bright rectangles and with the project's variants."""
 
 import math
 
@@ -18,7 +18,7 @@ from torch import nn
 
 
 class BrightPixels(nn.Module):
-    """Finds the box about each channel's bright pixels: class = channel, score = ``scores[i]`` of the i-th image."""
+    """Finds the box around the bright pixels of each channel, its class; the i-th image has the score ``scores[i]``."""
 
     def __init__(self, scores, max_detections=100):
         super().__init__()
@@ -51,7 +51,7 @@ def picture(height, width, *boxes):
 
 
 def test_boxes_come_back_from_sizes_and_flips():
-    """40 x 100 at short sides 40 and 80, each also flipped, at most 170 long: 68 x 170 is the larger."""
+    """An image of 40 x 100 at short sides 40 and 80, also flipped, at most 170 long: the larger version is 68 x 170."""
     model = BrightPixels([0.5, 0.6, 0.9, 0.7])
     tta = DenseTTA(model, DatasetMapperTTA([40, 80], 170, True))
     (found,) = tta([{"image": picture(40, 100, (10, 5, 30, 25), (70, 20, 100, 40))}])
@@ -74,8 +74,8 @@ def test_a_flip_comes_back_exactly(scores):
     assert found["instances"].scores.tolist() == pytest.approx([0.9])
 
 
-def test_resized_by_the_loader_before():
-    """``image`` is 20 x 50 of an original of 40 x 100: boxes are of the original."""
+def test_boxes_belong_to_the_original_image_where_the_loader_resized_it():
+    """The loader gives 20 x 50 pixels of an original image of 40 x 100."""
     tta = DenseTTA(BrightPixels([0.9, 0.5]), DatasetMapperTTA([20], 4000, True))
     (found,) = tta([{"image": picture(20, 50, (5, 2, 15, 12)), "height": 40, "width": 100}])
     assert found["instances"].image_size == (40, 100)
@@ -91,7 +91,7 @@ def test_several_images_and_none_found():
 
 
 class Fixed(nn.Module):
-    """Gives the boxes and scores of the i-th image, whatever it shows."""
+    """Finds the given boxes and scores in the i-th image, which it does not look at."""
 
     def __init__(self, found, **settings):
         super().__init__()
@@ -118,7 +118,7 @@ def test_candidates_are_merged_before_nms():
 
 
 def test_the_limit_of_detections_counts_once():
-    """At most two of 0.5, 0.4, 0.3 and 0.2, 0.9, the last two at places of the first."""
+    """At most two detections of the scores 0.5, 0.4, 0.3 and 0.2, 0.9, of which the last two repeat boxes."""
     first = [[0.0, 0, 5, 5], [10, 0, 15, 5], [0, 10, 5, 15]], [0.5, 0.4, 0.3]
     second = [[10.0, 0, 15, 5], [0, 10, 5, 15]], [0.2, 0.9]
     for order in ([first, second], [second, first]):
@@ -128,7 +128,7 @@ def test_the_limit_of_detections_counts_once():
 
 
 def test_boxes_are_clipped_to_the_original_image():
-    """10 x 20 at twice its size: what reaches out is cut there, what is outside goes."""
+    """At twice the size of 10 x 20, boxes that extend beyond the image are clipped and those outside are dropped."""
     boxes = [[-8.0, 4, 16, 90], [50, 2, 60, 10], [30, 4, 50, 12]], [0.9, 0.8, 0.7]
     tta = DenseTTA(Fixed([boxes]), DatasetMapperTTA([20], 99, False))
     (found,) = tta([{"image": picture(10, 20)}])
@@ -139,9 +139,9 @@ def noise(height, width):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def detector(row):
-    """With random weights, low thresholds: hundreds of detections, no two of one score."""
-    model = build(row, "MODEL.CLQ.SCORE_THRESH", 0.001, "TEST.DETECTIONS_PER_IMAGE", 300).eval()
+def detector(variant):
+    """A variant with random weights and low thresholds: it has many detections, no two with the same score."""
+    model = build(variant, "MODEL.CLQ.SCORE_THRESH", 0.001, "TEST.DETECTIONS_PER_IMAGE", 300).eval()
     torch.manual_seed(1)
     for p in model.head.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -149,35 +149,35 @@ def detector(row):
 
 
 @pytest.mark.parametrize("size", [(75, 130), (64, 33)])
-@pytest.mark.parametrize("row", ["atss", "clq", "gflv2", "vfnet", "tood"])
-def test_one_version_as_it_is_equals_plain_inference(row, size):
-    """To the last bit, in all fields."""
-    model, batch = detector(row), [{"image": noise(*size)}]
+@pytest.mark.parametrize("variant", ["atss", "clq", "gflv2", "vfnet", "tood"])
+def test_one_version_as_it_is_equals_plain_inference(variant, size):
+    """All fields are equal to the last bit."""
+    model, batch = detector(variant), [{"image": noise(*size)}]
     with torch.no_grad():
         (plain,), (tta,) = model(batch), DenseTTA(model, DatasetMapperTTA([0], 4000, False))(batch)
     plain, tta = plain["instances"], tta["instances"]
     assert len(plain) == len(tta) > 4
     assert plain.image_size == tta.image_size == size
     assert plain.get_fields().keys() == tta.get_fields().keys()
-    assert plain.has("cls_scores") == plain.has("pred_quality") == (row != "vfnet")
+    assert plain.has("cls_scores") == plain.has("pred_quality") == (variant != "vfnet")
     assert torch.equal(plain.pred_boxes.tensor, tta.pred_boxes.tensor)
     for name in plain.get_fields().keys() - {"pred_boxes"}:
         assert torch.equal(plain.get(name), tta.get(name)), name
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_two_equal_sizes_find_everything_once(row):
-    model, batch = detector(row), [{"image": noise(96, 128)}]
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_two_equal_sizes_find_everything_once(variant):
+    model, batch = detector(variant), [{"image": noise(96, 128)}]
     with torch.no_grad():
         (once,), (twice,) = (DenseTTA(model, DatasetMapperTTA([64] * n, 4000, False))(batch) for n in (1, 2))
     torch.testing.assert_close(once["instances"].scores, twice["instances"].scores)
     torch.testing.assert_close(once["instances"].pred_boxes.tensor, twice["instances"].pred_boxes.tensor)
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_a_flipped_image_has_the_flipped_detections(row):
-    """Not so in plain inference, whose grid starts at the left."""
-    model, image = detector(row), noise(75, 130)
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_a_flipped_image_has_the_flipped_detections(variant):
+    """Plain inference would differ, because its grid starts at the left."""
+    model, image = detector(variant), noise(75, 130)
     tta = DenseTTA(model, DatasetMapperTTA([0], 4000, True))
     with torch.no_grad():
         (found,), (other,) = (tta([{"image": x}]) for x in (image, image.flip(2)))
@@ -190,13 +190,13 @@ def test_a_flipped_image_has_the_flipped_detections(row):
     assert (pairwise_iou(found.pred_boxes, back) * same).amax(dim=1).min() > 0.999
 
 
-def test_the_mode_is_taken_over_and_put_back():
+def test_the_training_mode_is_that_of_the_model():
     model = build("clq")
     for training in (True, False):
         assert DenseTTA(model.train(training), None).training is model.training is training
 
 
-def test_an_image_too_thin():
+def test_an_image_too_thin_is_named():
     tta = DenseTTA(BrightPixels([]), DatasetMapperTTA([16], 20, False))
     with pytest.raises(UserError, match=r"image of 9000 x 1 pixels: too thin for TEST\.AUG\.MIN_SIZES"):
         tta([{"image": picture(1, 9000)}])
@@ -213,16 +213,18 @@ def test_an_image_too_thin():
         (["MAX_SIZE", 0], r"TEST\.AUG\.MAX_SIZE 0: must be at least 1"),
     ],
 )
-def test_mistakes(opts, message, tiny):
+def test_wrong_settings_are_named(opts, message, tiny):
     opts = [f"TEST.AUG.{opts[0]}", opts[1]]
     check_model(clq.setup_cfg(tiny, opts))  # not enabled
     with pytest.raises(UserError, match=message):
         check_model(clq.setup_cfg(tiny, [*opts, "TEST.AUG.ENABLED", True]))
 
 
-def test_other_models_have_none():
+def test_other_models_have_no_test_time_augmentation():
     opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", True]
-    with pytest.raises(UserError, match=r"TEST\.AUG\.ENABLED True: GeneralizedRCNN models have no"):
+    with pytest.raises(
+        UserError, match=r"TEST\.AUG\.ENABLED True: there is no test-time augmentation for GeneralizedRCNN"
+    ):
         check_model(clq.setup_cfg(None, opts))
 
 

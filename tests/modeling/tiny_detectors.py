@@ -1,4 +1,4 @@
-"""The rows of the project with 32 channels, on a pyramid of five convolutions: used by the tests of whole detectors."""
+"""The project's variants with 32 channels, on a pyramid of five convolutions, for the tests of whole detectors."""
 
 import itertools
 from pathlib import Path
@@ -14,8 +14,8 @@ from torch import nn
 CONFIGS = Path(__file__).parents[2] / "configs"
 STRIDES = [8, 16, 32, 64, 128]
 FIVE_LEVELS = ["MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]]
-# Row: its config, overrides, the losses besides class and box.
-ROWS = {
+# For each variant its config, overrides of the config, and its losses besides those of class and box.
+VARIANTS = {
     "atss": ("ATSS/atss_R_50_FPN_1x", [], {"loss_quality"}),
     "atss_qfl": ("ablations/atss_qfl_R_50_FPN_1x", [], set()),
     "atss_lqe": ("ablations/atss_lqe_R_50_FPN_1x", [], {"loss_quality"}),
@@ -30,13 +30,15 @@ ROWS = {
     "tood_warmup": ("TOOD/tood_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.WARMUP", 1.0], set()),
     "nanodet": ("NANODET/nanodet_m_320", FIVE_LEVELS, {"loss_dfl"}),
     "clq_lite": ("CLQ/clq_lite_320", FIVE_LEVELS, {"loss_dfl", "loss_quality"}),
+    "simota": ("CLQ/clq_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.NAME", "simota"], {"loss_dfl", "loss_quality"}),
+    "max_iou": ("ATSS/atss_R_50_FPN_1x", ["MODEL.CLQ.ASSIGN.NAME", "max_iou"], {"loss_quality"}),
     "gflv2": ("GFLV2/gflv2_R_50_FPN_1x", [], {"loss_dfl"}),
 }
 
 
 @BACKBONE_REGISTRY.register()
 class FiveConvolutions(Backbone):
-    """P3 to P7 with 32 channels, of the sizes that an FPN gives."""
+    """Levels P3 to P7 with 32 channels and the sizes that an FPN gives."""
 
     def __init__(self, cfg, input_shape):
         super().__init__()
@@ -53,9 +55,10 @@ class FiveConvolutions(Backbone):
         return {f"p{i + 3}": ShapeSpec(channels=32, stride=s) for i, s in enumerate(STRIDES)}
 
 
-def build(row, *opts):
+def build(variant, *opts):
+    """A variant of :data:`VARIANTS` for 5 classes, with the same random weights in every call."""
     torch.manual_seed(0)
-    config, own, _ = ROWS[row]
+    config, own, _ = VARIANTS[variant]
     c = "MODEL.CLQ."
     small = [c + "CONV_DIM", 32, c + "NUM_CONVS", 1, c + "NUM_CLASSES", 5, "MODEL.BACKBONE.NAME", "FiveConvolutions"]
     opts = [*small, "DATASETS.TRAIN", [], "MODEL.DEVICE", "cpu", *own, *opts]
@@ -63,7 +66,7 @@ def build(row, *opts):
 
 
 def sample(size, boxes=()):
-    """One training image (H, W) of noise, with boxes of classes 0, 1, ..."""
+    """The input of a training for one image (H, W) of noise, with boxes of the classes 0, 1, ..."""
     instances = Instances(size)
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
     instances.gt_classes = torch.arange(len(boxes)) % 5

@@ -1,3 +1,5 @@
+"""Dotted keys of nested configs."""
+
 import pytest
 from clq.utils.config_tree import get_key
 from detectron2.config import CfgNode

@@ -1,15 +1,21 @@
-"""CLQ and its relatives for Detectron2. The import registers the meta-architectures ``CLQ`` and ``FCOS``."""
+"""CLQ and related one-stage detectors for Detectron2.
+
+Importing this package registers the meta-architectures ``CLQ`` and ``FCOS`` and the backbones of this project with
+Detectron2. It may be imported before or after Detectron2.
+"""
 
 import sys
 import warnings
 
-if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where the rest does not import
+# `python -m clq.doctor` has to work in environments where the modules below cannot be imported.
+if "clq.doctor" not in sys.orig_argv:
     with warnings.catch_warnings():
-        # Detectron2 scripts two functions as it is imported; nothing that a user could mend.
+        # Detectron2 scripts two functions when it is imported. Users can do nothing about this warning.
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-        from clq import compat  # first: it lets Detectron2 import
+        from clq import compat  # first, because it makes Detectron2 importable
         from clq.checkpoint.mmdet_names import convert_mmdet
-        from clq.config import add_clq_config, setup_cfg
+        from clq.config import add_clq_config, finish_configs_with, setup_cfg
+        from clq.data.datasets import register_declared
         from clq.errors import UserError
         from clq.modeling.assign.atss import match_atss
         from clq.modeling.backbone.dense_fpn import build_dense_resnet_fpn_backbone
@@ -22,6 +28,7 @@ if "clq.doctor" not in sys.orig_argv:  # `python -m clq.doctor` has to run where
         from clq.modeling.structures import LogScore
 
         compat.restore_numpy_names()
+        finish_configs_with(register_declared)
 
 __all__ = [
     "CLQ",

@@ -1,6 +1,6 @@
-"""``python -m clq.doctor``: what is installed, whether it works, and how to mend what does not.
+"""Reports what is installed, whether it works, and how to fix what does not: ``python -m clq.doctor``.
 
-Nothing but the standard library is imported at module level: this has to run where the rest does not import.
+Only the standard library is imported at module level, because this module has to work in broken environments.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 
-INSTALL = "make .venv, or into your own environment: pip install --upgrade "
-PACKAGES = {  # distribution: module to import; torch and torchvision come first and are checked apart
+INSTALL = "run make .venv or, in your own environment, pip install --upgrade "
+PACKAGES = {  # distribution name: module to import. torch and torchvision are checked separately, before these.
     "numpy": "numpy",
     "Pillow": "PIL",
     "opencv-python-headless": "cv2",
@@ -30,7 +30,13 @@ PACKAGES = {  # distribution: module to import; torch and torchvision come first
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. ``fix`` says how to mend it; empty where nothing is broken."""
+    """The result of one check.
+
+    Attributes:
+        name: name of what was checked.
+        found: what the check found, or the error that it ran into.
+        fix: what the user can do about the problem; empty when there is no problem.
+    """
 
     name: str
     found: str
@@ -38,15 +44,16 @@ class Check:
 
 
 def run_check(name: str, attempt: Callable[[], str], fix: str) -> Check:
-    """What ``attempt`` found; or, whatever it raised, that and the fix."""
+    """Calls ``attempt`` and returns what it found or, if it raised any exception, that exception and ``fix``."""
     try:
         return Check(name, attempt())
-    except Exception as e:  # a torchvision built for another torch raises RuntimeError, a missing library OSError
+    # A torchvision that was built for another torch raises RuntimeError; a missing shared library raises OSError.
+    except Exception as e:
         return Check(name, f"{type(e).__name__}: {' '.join(str(e).split())}", fix)
 
 
 def diagnose() -> list[Check]:
-    """Runs every check that makes sense after the earlier ones."""
+    """Runs the checks. Those whose requirements turned out to be broken are left out."""
     checks = [
         Check("python", f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}"),
         run_check("torch", partial(find_package, "torch"), INSTALL + "torch torchvision"),
@@ -55,23 +62,28 @@ def diagnose() -> list[Check]:
         run_check("detectron2", find_detectron2, detectron2_fix()),
     ]
     if _detectron2_folders():
-        checks.append(run_check("its compiled ops", find_compiled_ops, detectron2_fix()))
+        checks.append(run_check("detectron2 ops", find_compiled_ops, detectron2_fix()))
     broken = {check.name for check in checks if check.fix}
     if "torch" not in broken:
-        fix = "update the driver, or install a torch built for the CUDA version that nvidia-smi shows"
+        fix = "update the driver, or install a torch that was built for the CUDA version that nvidia-smi shows"
         checks += [run_check("GPU", find_gpu, fix), run_check("bfloat16 on CPU", find_bf16, INSTALL + "torch")]
     if not broken & {"torch", "torchvision"}:
         for device in ["cpu", *(["cuda"] if _torch().cuda.is_available() else [])]:
             checks.append(run_check(f"NMS, {device}", partial(try_nms, device), torchvision_fix()))
             checks.append(run_check(f"deform_conv2d, {device}", partial(try_deform_conv, device), torchvision_fix()))
-    if not broken - {"its compiled ops"}:
+    if not broken - {"detectron2 ops"}:
         attempt = partial(find_package, "clq-detectron2", "clq.modeling.meta_arch.clq")
         checks.append(run_check("clq", attempt, "install the project from its root: pip install --no-deps -e ."))
     return checks
 
 
 def find_package(distribution: str, module: str = "") -> str:
-    """Imports ``module`` (as the distribution, if not named) and returns its version."""
+    """Imports a package and returns its version.
+
+    Args:
+        distribution: name under which the package is installed.
+        module: name of the module to import; by default that of the distribution.
+    """
     imported = importlib.import_module(module or distribution)
     return getattr(imported, "__version__", "") or _installed_version(distribution)
 
@@ -88,7 +100,7 @@ def _torch() -> ModuleType:
 
 
 def torchvision_fix() -> str:
-    """How to get the torchvision built for the torch that is there: 0.(N + 15) for torch 2.N."""
+    """Returns how to install the torchvision built for the installed torch, which is 0.(N + 15) for torch 2.N."""
     major, minor, *_ = (_installed_version("torch") + "..").split(".")
     if major != "2":
         return INSTALL + "torch torchvision"
@@ -96,10 +108,10 @@ def torchvision_fix() -> str:
 
 
 def find_detectron2() -> str:
-    """Version and place, once the parts that CLQ builds on import.
+    """Imports the parts of Detectron2 that CLQ uses, and returns its version and folder.
 
     Raises:
-        ImportError: Detectron2 is not installed, or something that it needs.
+        ImportError: Detectron2, or a package that it needs, is not installed.
     """
     if not _detectron2_folders():
         raise ImportError("not installed")
@@ -110,16 +122,18 @@ def find_detectron2() -> str:
 
 
 def find_compiled_ops() -> str:
-    """Whether Detectron2's own C++/CUDA ops are there. CLQ needs none, but some releases do not import with bad ones.
+    """Reports whether Detectron2's own C++/CUDA ops are available.
+
+    CLQ does not need them, but some releases of Detectron2 cannot be imported when their ops are unusable.
 
     Raises:
-        ImportError: they were compiled for another torch or Python.
+        ImportError: the ops were compiled for another version of torch or Python.
     """
     if not _compiled_ops_exist():
-        return "none: CLQ does not need them, COCO evaluation is somewhat slower without"
-    _torch()  # loads the libraries that the ops are linked to
+        return "none: CLQ does not need them, but COCO evaluation is somewhat slower without them"
+    _torch()  # loads the shared libraries that the ops are linked against
     importlib.import_module("detectron2._C")
-    return "there, and they load"
+    return "available"
 
 
 def _detectron2_folders() -> list[str]:
@@ -128,23 +142,24 @@ def _detectron2_folders() -> list[str]:
 
 
 def _compiled_ops_exist() -> bool:
-    """Looks at the files, since ``clq.compat`` may have put a stand-in in the place of the module."""
+    """Returns whether ``detectron2._C`` exists on disk; ``clq.compat`` may have replaced the module in memory."""
     return importlib.machinery.PathFinder.find_spec("detectron2._C", _detectron2_folders()) is not None
 
 
 def detectron2_fix() -> str:
+    """Returns how to get a Detectron2 that works."""
     if not _detectron2_folders():
-        return "make .venv, or build Detectron2 from its repository beside your own torch"
+        return "run make .venv, or build Detectron2 from its repository for the torch that you have"
     if _compiled_ops_exist():
-        return "build Detectron2 again, from its repository, for the torch and Python that are here"
-    return "mend what is broken above; if nothing is, install Detectron2 again"
+        return "build Detectron2 again from its repository, for the installed torch and Python"
+    return "fix what is broken above; if nothing is, install Detectron2 again"
 
 
 def find_gpu() -> str:
-    """Names and memory of the GPUs.
+    """Returns the names of the GPUs and their memory.
 
     Raises:
-        RuntimeError: there is a driver, but torch does not see a GPU.
+        RuntimeError: an NVIDIA driver is installed, but torch finds no GPU.
     """
     cuda = _torch().cuda
     if cuda.is_available():
@@ -152,12 +167,12 @@ def find_gpu() -> str:
         return ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
     if shutil.which("nvidia-smi"):
         built_for = f"CUDA {_torch().version.cuda}" if _torch().version.cuda else "the CPU only"
-        raise RuntimeError(f"there is an NVIDIA driver, but torch, built for {built_for}, sees no GPU")
+        raise RuntimeError(f"an NVIDIA driver is installed, but torch, which was built for {built_for}, finds no GPU")
     return "none: everything runs on the CPU"
 
 
 def find_bf16() -> str:
-    """Whether this CPU multiplies in bfloat16 itself, so that mixed precision saves time on it."""
+    """Reports whether this CPU has bfloat16 instructions, without which mixed precision saves no time on it."""
     torch = _torch()
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "supported"
@@ -165,7 +180,13 @@ def find_bf16() -> str:
 
 
 def try_nms(device: str) -> str:
-    """Three boxes: the second overlaps the first by IoU 0.8 and scores higher, the third has another class.
+    """Runs class-wise NMS on three boxes.
+
+    The second box has a higher score than the first and an IoU of 0.8 with it, so it suppresses the first. The third
+    box is kept because it is of another class.
+
+    Args:
+        device: name of the device that NMS runs on.
 
     Raises:
         RuntimeError: the op is missing or keeps the wrong boxes.
@@ -180,7 +201,10 @@ def try_nms(device: str) -> str:
 
 
 def try_deform_conv(device: str) -> str:
-    """Deformable convolution with zero offsets is an ordinary convolution, and so are its gradients.
+    """Compares a deformable convolution whose offsets are 0 with the ordinary convolution that it should equal.
+
+    Args:
+        device: name of the device that the convolutions run on.
 
     Raises:
         RuntimeError: the op is missing, or its output or a gradient is wrong.
@@ -193,12 +217,12 @@ def try_deform_conv(device: str) -> str:
     got, expected = ([y, *torch.autograd.grad(y.square().sum(), (x, weight))] for y in (deformed, plain))
     for what, a, b in zip(("output", "input gradient", "weight gradient"), got, expected, strict=True):
         if not torch.allclose(a, b, rtol=1e-2, atol=1e-2 * b.abs().max().item()):  # GPUs may multiply in TF32
-            raise RuntimeError(f"{what} differs from that of the convolution it should equal")
+            raise RuntimeError(f"its {what} differs from that of an ordinary convolution, which it should equal")
     return "works, forward and backward"
 
 
 def report(checks: list[Check]) -> str:
-    """The checks as an aligned table, a fix under each that is broken, and a verdict."""
+    """Formats the checks as an aligned table, with the fix below each problem and a summary at the end."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -210,8 +234,9 @@ def report(checks: list[Check]) -> str:
 
 
 def main() -> int:
-    """Prints the report; returns 1 where something needed is broken, else 0."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # what imports say, we say better
+    """Prints the report and returns the exit status: 1 if something is broken, else 0."""
+    # The report describes the problems more clearly than what the imported packages print.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         checks = diagnose()
     print(report(checks))

@@ -1,23 +1,53 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exceptions for mistakes that the user can correct, and for the end that a signal asks for."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake in the input: a file, a key, a data set, a checkpoint.
+    """A mistake in what the user provided: a file, a config key, a data set or a checkpoint.
 
-    The message is one readable line that names what is at fault and what to do next. Command lines print it without a
-    traceback and exit with status 2 (see :func:`clq.engine.launch.run_cli`).
+    The message is one readable line that names what is at fault and what to do next. The command-line tools print it
+    without a traceback and exit with status 2 (see :func:`clq.utils.cli.run_cli`).
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the process to end, and what had to be saved is saved.
+
+    It is a KeyboardInterrupt, so that ``except Exception`` does not catch it and a notebook shows it as one.
+
+    Args:
+        signum: number of the signal.
+        message: one line on what was saved and how to continue; empty where another process reports it.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+        self.message = message
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status that shells report for a process that this signal has ended."""
+        return 128 + self.signum
+
+
+def signal_name(signum: int) -> str:
+    """The name of a signal, such as SIGTERM."""
+    return signal.Signals(signum).name
 
 
 @contextlib.contextmanager
 def blamed_on(keys: str) -> Iterator[None]:
-    """Makes a UserError of what Detectron2 raises when it builds something from values that it refuses.
+    """Turns the exceptions that Detectron2 raises for values it does not accept into a :class:`UserError`.
 
     Args:
-        keys: the config keys that it reads.
+        keys: names of the config keys, or of the file, that the enclosed code reads; the message begins with them.
+
+    Raises:
+        UserError: the enclosed code raised an arithmetic, assertion, lookup or value error.
     """
     try:
         yield

@@ -1,11 +1,12 @@
-"""The matcher against the textbook form of ATSS: all distances, all IoUs, sorted with ties to the lower index."""
+"""ATSS against its textbook form, which computes all distances and IoUs."""
 
 import random
 import weakref
 
 import pytest
 import torch
-from clq.modeling.assign.atss import ATSSMatcher, match_atss
+from clq.modeling.assign.atss import ATSSAssigner, match_atss
+from scenes import make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,7 +14,7 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 def textbook_atss(grid_sizes, strides, gt_boxes, topk=9, anchor_scale=8.0, center_offset=0.0):
-    """R x M ATSS in float64 (Zhang et al. 2020, algorithm 1); of a single candidate the spread counts as 0.
+    """ATSS in float64 with R x M matrices (Zhang et al. 2020, algorithm 1); the deviation of a single candidate is 0.
 
     Returns:
         Matched index (R,), IoU (R,), and the margin of the closest decision: IoU to threshold, or IoU to IoU where two
@@ -50,7 +51,7 @@ def textbook_atss(grid_sizes, strides, gt_boxes, topk=9, anchor_scale=8.0, cente
 
 
 def random_boxes(rng, extent, number):
-    """Half-pixel coordinates (squared distances are exact in float32, so ties are ties), of every kind that hurts."""
+    """Boxes of many kinds, in half pixels: squared distances are exact in float32, so equal ones stay equal."""
     boxes = []
     for _ in range(number):
         kind = rng.choice(["any", "any", "pixel", "image", "outside", "lattice"])
@@ -63,7 +64,7 @@ def random_boxes(rng, extent, number):
 
 
 def random_grids(rng):
-    """One to five levels as of a pyramid, or of any sizes at all, within 450 pixels."""
+    """One to five levels of a pyramid within 450 pixels, or up to three levels of arbitrary sizes."""
     if rng.random() < 0.5:
         h, w = rng.randint(1, 450), rng.randint(1, 450)
         first = rng.randint(0, 4)
@@ -95,19 +96,19 @@ def test_equals_the_textbook_with_500_boxes():
     grids = [(-(-400 // s), -(-440 // s)) for s in STRIDES]
     gt = random_boxes(random.Random(4), (440, 400), 500)
     idxs, ious, margin = textbook_atss(grids, STRIDES, gt)
-    assert margin > 1e-7, "another seed"
+    assert margin > 1e-7, "a decision lies within the noise of float32; take another seed"
     ours = match_atss(grids, STRIDES, gt)
     assert torch.equal(ours[0], idxs)
     torch.testing.assert_close(ours[1].double(), ious, atol=1e-6, rtol=0)
     assert (idxs >= 0).sum() > 300
 
 
-def test_batch_equals_each_image_on_the_part_of_the_grids_that_it_covers():
+def test_a_batch_equals_each_image_on_the_part_of_the_grids_that_it_covers():
     rng, grids = random.Random(3), [(-(-352 // s), -(-416 // s)) for s in STRIDES]
     sizes = [(352, 416), (1, 1), (64, 416), (352, 96), (200, 160), (96, 96)]
     gt = [random_boxes(rng, size[::-1], m) for size, m in zip(sizes, (40, 2, 10, 0, 25, 9), strict=True)]
     valid = torch.tensor([[(-(-h // s), -(-w // s)) for s in STRIDES] for h, w in sizes])
-    idxs, ious = ATSSMatcher()(grids, STRIDES, gt, valid)
+    idxs, ious = ATSSAssigner().match(grids, STRIDES, gt, valid)
     for i in range(len(sizes)):
         own_idxs, own_ious = match_atss([tuple(v) for v in valid[i].tolist()], STRIDES, gt[i])
         expected = []
@@ -122,6 +123,18 @@ def test_batch_equals_each_image_on_the_part_of_the_grids_that_it_covers():
     assert (idxs >= 0).any(dim=1).tolist() == [True, False, True, False, True, True]
 
 
+def test_one_ground_truth_may_take_its_share_of_every_level():
+    """Midway between the anchors of two levels, with one candidate on each of five: it takes both."""
+    half = 2**0.5 * 64 / 2
+    box = torch.tensor([[64 - half, 64 - half, 64 + half, 64 + half]])
+    grids = [(-(-256 // s), -(-256 // s)) for s in STRIDES]
+    scores, boxes = torch.full((1, 1364, 1), 0.5), torch.zeros(1, 1364, 4)
+    inputs = make_inputs(grids, STRIDES, [box], [torch.tensor([0])], scores=scores, boxes=boxes)
+    assignment = ATSSAssigner(topk=1)(inputs)
+    assert (assignment.matched_idxs >= 0).sum() == 2
+    assert assignment.max_positives == 5
+
+
 def test_without_boxes_nothing_matches():
     idxs, ious = match_atss([(3, 4), (2, 2)], (8, 16), torch.zeros(0, 4))
     assert (idxs.dtype, ious.dtype) == (torch.int64, torch.float32)
@@ -131,16 +144,16 @@ def test_without_boxes_nothing_matches():
 @pytest.mark.parametrize(
     ("grid", "box", "topk", "expected"),
     [
-        # Anchors of 8 x 8 inside a box of 16 x 16 about (4, 4): IoU 1/4, all four as near.
+        # Anchors of 8 x 8 inside a box of 16 x 16 around (4, 4): IoU 1/4, and all four are equally near.
         ((2, 2), (-4, -4, 12, 12), 1, [0]),
         ((2, 2), (-4, -4, 12, 12), 2, [0, 1]),
         ((2, 2), (-4, -4, 12, 12), 3, [0, 1, 2]),
         ((2, 2), (-4, -4, 12, 12), 9, [0, 1, 2, 3]),
-        # 32 x 32 about the middle cell of nine: the middle, then four at 8 pixels, then the corners.
+        # 32 x 32 around the middle cell of nine: the middle, then four at 8 pixels, then the corners.
         ((3, 3), (-8, -8, 24, 24), 2, [1, 4]),
         ((3, 3), (-8, -8, 24, 24), 4, [1, 3, 4, 5]),
         ((3, 3), (-8, -8, 24, 24), 6, [0, 1, 3, 4, 5, 7]),
-        # The same box on a longer row of cells, centre (8, 8), beyond the grid below: along the row.
+        # The same box on a single row of cells above its centre (8, 8): the nearest cells of the row.
         ((1, 4), (-8, -8, 24, 24), 2, [0, 1]),
     ],
 )
@@ -205,5 +218,5 @@ def test_memory_and_work_do_not_grow_with_the_number_of_anchors_times_boxes():
     assert 1e5 < meter.peak < 10e6
     # No loop over boxes, cells or levels.
     assert meter.operations == metered(match_atss, (64, 64), 2).operations < 300
-    # The meter sees the textbook's distances of one box to 20,000 anchors (float64) that the matcher never forms.
+    # The meter does see the distances of one box to 20,000 anchors (float64), which only the textbook form computes.
     assert metered(textbook_atss, (1216, 800), 1).peak > 20_000 * 8 * 4

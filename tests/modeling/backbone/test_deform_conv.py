@@ -1,4 +1,4 @@
-"""Deformable convolutions in place of Detectron2's: names, values by hand and by a slow loop, gradients, types."""
+"""Deformable convolutions in place of Detectron2's: names, values by hand and by slow loops, gradients, types."""
 
 import math
 
@@ -21,7 +21,7 @@ NARROW = [
 
 
 def slow_deform_conv(x, offset, weight, stride, mask=None):
-    """Padding 1; every output a Python loop over images, places, taps and the four cells around each."""
+    """A 3x3 deformable convolution with padding 1, in loops over images, locations, taps and their four cells."""
     n, c, h, w = x.shape
     out_channels, per_group = weight.shape[:2]
     groups, rows, cols = c // per_group, offset.shape[2], offset.shape[3]
@@ -70,7 +70,7 @@ def test_without_offsets_it_is_a_plain_convolution(stride, groups):
 
 
 def test_whole_cells_shift_the_input_dy_before_dx():
-    """A kernel that copies its centre; the taps one row down and two columns right: by hand, from a 3x4 map."""
+    """A kernel that copies its centre reads a 3x4 map one row down and two columns to the right."""
     conv = TorchvisionDeformConv(1, 1, 3, 1, 1, bias=False)
     nn.init.zeros_(conv.weight).data[0, 0, 1, 1] = 1.0
     x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0, 10.0, 11.0, 12.0]]]])
@@ -82,8 +82,8 @@ def test_whole_cells_shift_the_input_dy_before_dx():
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_a_block_starts_as_half_or_all_of_a_plain_convolution_and_its_gates_open(modulated):
-    """The offsets' convolution starts at zero: taps in place, weighed by sigmoid(0) = 1/2 where modulated."""
+def test_at_initialization_a_block_is_a_plain_convolution_scaled_by_its_open_or_half_open_mask(modulated):
+    """The offsets are zero, so the taps are regular, with the weight sigmoid(0) = 1/2 where modulated."""
     torch.manual_seed(0)
     block = DeformBottleneckBlock(8, 8, bottleneck_channels=4, norm="", deform_modulated=modulated)
     block = use_torchvision_ops(block)
@@ -120,7 +120,7 @@ def deformable(modulated, *opts):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_a_body_has_detectron2s_names_and_shapes(modulated):
+def test_a_backbone_has_detectron2s_names_and_shapes(modulated):
     cfg = deformable(modulated, "MODEL.RESNETS.NORM", "BN")
     with torch.device("meta"):
         theirs = build_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict()
@@ -133,13 +133,13 @@ def test_a_body_has_detectron2s_names_and_shapes(modulated):
 @pytest.mark.parametrize("modulated", [False, True])
 def test_gradients_reach_every_parameter_that_is_not_frozen(modulated):
     torch.manual_seed(0)
-    body = build_backbone(deformable(modulated, "MODEL.RESNETS.NORM", "FrozenBN")).bottom_up
-    body(torch.randn(1, 3, 64, 64))["res5"].square().mean().backward()
-    without = {name for name, p in body.named_parameters() if p.grad is None}
-    assert without == {name for name, _ in body.named_parameters() if name.startswith(("stem.", "res2."))}
+    backbone = build_backbone(deformable(modulated, "MODEL.RESNETS.NORM", "FrozenBN")).bottom_up
+    backbone(torch.randn(1, 3, 64, 64))["res5"].square().mean().backward()
+    without = {name for name, p in backbone.named_parameters() if p.grad is None}
+    assert without == {name for name, _ in backbone.named_parameters() if name.startswith(("stem.", "res2."))}
     for name in ("conv2.weight", "conv2_offset.weight", "conv2_offset.bias"):
-        assert body.res3[0].get_parameter(name).grad.any(), name
-        assert not body.res2[0].get_parameter(name).requires_grad
+        assert backbone.res3[0].get_parameter(name).grad.any(), name
+        assert not backbone.res2[0].get_parameter(name).requires_grad
 
 
 def test_gradients_equal_those_of_finite_differences():

@@ -13,7 +13,7 @@ LEVELS = ["MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.FPN.IN_
 
 
 def test_p7_sees_negative_p6():
-    """Kernels that only negate and only copy their centre: P6 = -P5 and P7 = P6, each at every second pixel."""
+    """One kernel negates its centre and one copies it: P6 = -P5 and P7 = P6, each at every second pixel."""
     top = TopLevelsFromP5(1)
     for conv, centre in ((top.p6, -1.0), (top.p7, 1.0)):
         torch.nn.init.zeros_(conv.weight)
@@ -34,7 +34,7 @@ def test_vfnets_p7_sees_p6_through_a_relu_and_p6_all_of_p5():
     assert build_backbone(clq.setup_cfg(None, opts)).top_block.relu
 
 
-def test_initialisation_is_xavier_with_zero_bias():
+def test_initialization_is_xavier_with_zero_bias():
     top = TopLevelsFromP5(64)
     bound = (3.0 / (64 * 9)) ** 0.5  # Caffe2's XavierFill: uniform in +-sqrt(3 / fan_in)
     for conv in (top.p6, top.p7):

@@ -1,6 +1,6 @@
-"""Res2Net's parts and settings.
+"""The parts of Res2Net and its settings.
 
-That a block computes what MMDetection's does is in checkpoint/test_backbone_names.py.
+checkpoint/test_backbone_names.py tests that a block computes what MMDetection's computes.
 """
 
 import clq
@@ -57,22 +57,22 @@ def test_deformable_convolutions_start_as_plain_ones():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_but_the_frozen_learn(dtype):
-    body = build(*DEFORMABLE, R + "DEFORM_MODULATED", True).bottom_up
+def test_all_parameters_that_are_not_frozen_learn(dtype):
+    backbone = build(*DEFORMABLE, R + "DEFORM_MODULATED", True).bottom_up
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        out = body(torch.randn(1, 3, 64, 64))["res5"]
+        out = backbone(torch.randn(1, 3, 64, 64))["res5"]
     assert out.dtype == dtype
     out.float().square().mean().backward()
-    without = {name for name, p in body.named_parameters() if p.grad is None}
-    assert without == {name for name, _ in body.named_parameters() if name.startswith(("stem.", "res2."))}
-    assert all(p.grad.isfinite().all() for p in body.parameters() if p.grad is not None)
+    without = {name for name, p in backbone.named_parameters() if p.grad is None}
+    assert without == {name for name, _ in backbone.named_parameters() if name.startswith(("stem.", "res2."))}
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
     for i in range(3):
-        assert body.res3[0].conv2_offset[i].weight.grad.any()
+        assert backbone.res3[0].conv2_offset[i].weight.grad.any()
 
 
 @pytest.mark.parametrize(
     "key, value", [("DEPTH", 34), ("NUM_GROUPS", 1), ("STRIDE_IN_1X1", True), ("RES5_DILATION", 2)]
 )
-def test_what_a_res2net_is_not(key, value):
+def test_settings_that_a_res2net_does_not_support(key, value):
     with pytest.raises(UserError, match=rf"MODEL\.RESNETS: for a Res2Net, .*{key}"):
         build(R + key, value)

@@ -2,9 +2,9 @@ import clq
 import pytest
 import torch
 import torchvision
-from clq.checkpoint.checkpointer import torchvision_to_detectron2
+from clq.checkpoint.torchvision_weights import torchvision_to_detectron2
 from clq.errors import UserError
-from clq.modeling.backbone.shufflenet_pan import BODIES, LitePAN, ShuffleNetV2
+from clq.modeling.backbone.shufflenet_pan import SHUFFLENETS, LitePAN, ShuffleNetV2
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -16,8 +16,8 @@ PAN = [
 STAGES = ["MODEL.FPN.IN_FEATURES", ["stage2", "stage3", "stage4"], "MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5"]]
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_every_body_is_torchvisions_weight_for_weight(name):
+@pytest.mark.parametrize("name", SHUFFLENETS)
+def test_every_backbone_is_torchvisions_weight_for_weight(name):
     with torch.device("meta"):
         ours = ShuffleNetV2(name).state_dict()
         theirs = torchvision_to_detectron2(torchvision.models.get_model(name, weights=None).state_dict())
@@ -32,18 +32,18 @@ def test_features_are_torchvisions():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 1.5)
-    body = ShuffleNetV2("shufflenet_v2_x0_5").eval()
+    backbone = ShuffleNetV2("shufflenet_v2_x0_5").eval()
     prefix = "backbone.bottom_up."
     weights = torchvision_to_detectron2(model.state_dict())
-    body.load_state_dict({k[len(prefix) :]: v for k, v in weights.items()}, strict=False)
+    backbone.load_state_dict({k[len(prefix) :]: v for k, v in weights.items()}, strict=False)
     names = {"maxpool": "stem", "stage2": "stage2", "stage3": "stage3", "stage4": "stage4"}
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        found, expected = body(image), create_feature_extractor(model, names)(image)
+        found, expected = backbone(image), create_feature_extractor(model, names)(image)
     assert found.keys() == expected.keys()
     for name, feature in found.items():
         assert torch.equal(feature, expected[name])
-        shape = body.output_shape()[name]
+        shape = backbone.output_shape()[name]
         assert feature.shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
 
 
@@ -115,7 +115,7 @@ def test_the_pyramid_adds_down_and_then_up():
 
 
 def test_a_ramp_stays_a_ramp():
-    """Resizing is by cells' centres: a slope of 1 a fine cell is 2 a coarse cell, about the same middle."""
+    """Resizing aligns the centres of cells, so a slope of 1/2 per fine cell is one of 1 per coarse cell."""
     coarse = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     fine = torch.zeros(1, 1, 8, 8)
     resized = clq.modeling.backbone.shufflenet_pan._resized(coarse, fine)
@@ -144,7 +144,7 @@ def test_from_a_config_every_parameter_learns(stem):
         ("SHUFFLENET.NAME", "resnet50", "resnet50: not one of shufflenet_v2_x0_5"),
         ("SHUFFLENET.ACTIVATION", "gelu", "gelu: not one of relu, leaky_relu"),
         ("SHUFFLENET.NORM", "GN", "MODEL.SHUFFLENET.NORM GN: not one of BN, FrozenBN"),
-        ("BACKBONE.FREEZE_AT", 2, "all convolutions of a ShuffleNet learn"),
+        ("BACKBONE.FREEZE_AT", 2, "all convolutions of a ShuffleNet are trained"),
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),
         ("FPN.IN_FEATURES", [], "name some of"),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from clq.modeling.box_coding import DeltaCoder, DistributionCoder
 from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
-from clq.modeling.head.quality import TowerQuality
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import ConvQualityBranch
 from clq.modeling.head.towers import Layers, separate_towers
-from clq.modeling.structures import Predictions
+from clq.modeling.meta_arch.clq import flatten
 from torch import nn
 
 SIZES = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)]
@@ -18,7 +18,7 @@ def make_head(coder=None, **changes):
     coder = coder or DeltaCoder()
     layers = Layers(changes.pop("conv_dim", 64), changes.pop("num_convs", 2), changes.pop("norm", "GN"))
     towers = separate_towers(32, layers)
-    quality = changes.pop("quality", TowerQuality(coder, 32, towers.out_channels, tower="reg"))
+    quality = changes.pop("quality", ConvQualityBranch(towers.out_channels, "reg"))
     return DenseHead(towers=towers, num_levels=5, num_classes=3, coder=coder, quality=quality, **changes)
 
 
@@ -30,35 +30,16 @@ def make_features(n=2):
 @pytest.mark.parametrize("coder", [DeltaCoder(), DistributionCoder(7)], ids=["delta", "distribution"])
 @pytest.mark.parametrize("quality", [True, False])
 def test_shapes(coder, quality):
-    branch = TowerQuality(coder, 32, 64, tower="cls") if quality else None
-    out = make_head(coder, quality=branch, align=AlignConv(32, GeometricOffsets()))(make_features())
+    branch = ConvQualityBranch(64, "cls") if quality else None
+    out = make_head(coder, quality=branch, align=FeatureAlignment(32, GeometricOffsets()))(make_features())
     assert [tuple(x.shape) for x in out.cls_logits] == [(2, 3, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.box_pred] == [(2, coder.num_channels, *s) for s in SIZES]
     assert [tuple(x.shape) for x in out.quality_logits] == ([(2, 1, *s) for s in SIZES] if quality else [])
-    flat = out.flatten()
+    flat = flatten(out)
     r = sum(h * w for h, w in SIZES)
     assert flat.cls_logits.shape == (2, r, 3)
     assert flat.box_pred.shape == (2, r, coder.num_channels)
     assert flat.quality_logits.shape == (2, r, 1) if quality else flat.quality_logits is None
-
-
-def test_locations_go_from_p3_to_p7_row_major():
-    """Each location's channels hold (level, row, column)."""
-
-    def level(index, h, w):
-        rows, cols = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        return torch.stack((torch.full((h, w), index), rows, cols)).float().unsqueeze(0)
-
-    maps = [level(i, h, w) for i, (h, w) in enumerate(SIZES)]
-    maps = [torch.cat((m, m + 100)) for m in maps]  # two images
-    flat = Predictions(maps, maps, []).flatten()
-    expected = [[i, y, x] for i, (h, w) in enumerate(SIZES) for y in range(h) for x in range(w)]
-    assert flat.cls_logits[0].tolist() == expected
-    assert torch.equal(flat.cls_logits[1], flat.cls_logits[0] + 100)
-    of_image = Predictions(maps, maps, []).of_image(1)
-    assert (torch.cat(of_image.box_pred) - 100).tolist() == expected
-    assert [len(x) for x in of_image.cls_logits] == [h * w for h, w in SIZES]
-    assert of_image.quality_logits == []
 
 
 def test_a_new_head_predicts_the_prior_and_the_anchor():
@@ -74,7 +55,7 @@ def test_a_new_head_predicts_the_prior_and_the_anchor():
             assert module.bias is None or module is head.cls_logits or not module.bias.any()
 
 
-def test_each_level_has_its_own_scale_of_the_boxes_alone():
+def test_each_level_scales_its_box_predictions_and_nothing_else():
     head, features = make_head(), make_features()
     before = head(features)
     with torch.no_grad():
@@ -93,9 +74,9 @@ def test_without_scales_of_levels_there_is_no_such_parameter():
 
 
 @pytest.mark.parametrize("tower", ["cls", "reg"])
-def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(tower):
-    branch = TowerQuality(None, 32, 64, tower=tower)
-    head, feature = make_head(quality=branch, align=AlignConv(32, GeometricOffsets())), make_features()[0]
+def test_levels_share_the_towers_and_the_quality_reads_the_tower_of_its_branch(tower):
+    branch = ConvQualityBranch(64, tower)
+    head, feature = make_head(quality=branch, align=FeatureAlignment(32, GeometricOffsets())), make_features()[0]
     head.eval()
     same = head([feature] * 5)
     for name in ("cls_logits", "box_pred", "quality_logits"):
@@ -108,7 +89,7 @@ def test_towers_are_shared_by_levels_and_the_quality_reads_the_one_it_is_told(to
     torch.testing.assert_close(same.cls_logits[0], head.cls_logits(towers["cls"]))
 
 
-def test_heads_of_their_own_share_nothing_and_each_is_the_head_of_its_level():
+def test_heads_per_level_share_nothing_and_each_predicts_its_own_level():
     heads = [make_head(), make_head(level_scales=False)]
     nn.init.normal_(heads[1].cls_logits.bias)
     both, features = HeadPerLevel(heads), make_features()[:2]
@@ -123,7 +104,7 @@ def test_heads_of_their_own_share_nothing_and_each_is_the_head_of_its_level():
 
 
 class Recorder(nn.Module):
-    """Alignment that passes features through and keeps the boxes it was given."""
+    """An alignment that returns its features and keeps the boxes that it was given."""
 
     def forward(self, features, boxes):
         self.boxes = boxes
@@ -131,7 +112,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [8.0, 5.0])
-def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
+def test_the_alignment_gets_the_regressed_box_in_cells_relative_to_its_location(scale):
     head = make_head(align=Recorder(), anchor_scale=scale)
     nn.init.zeros_(head.box_pred.weight)
     head.box_pred.bias.data = torch.tensor([10.0, 0.0, 5 * math.log(2), 0.0]) / 2  # the scale below doubles them
@@ -147,7 +128,7 @@ def test_alignment_gets_the_regressed_box_in_cells_about_its_location(scale):
 )
 @pytest.mark.parametrize("backend", ["torchvision", "grid_sample", "gather"])
 def test_gradient_flows_from_the_classes_into_the_boxes_where_the_offsets_let_it(offsets, reaches, backend):
-    head = make_head(align=AlignConv(32, offsets, backend))
+    head = make_head(align=FeatureAlignment(32, offsets, backend))
     features = make_features()
     sum(x.square().sum() for x in head(features).cls_logits).backward()
     touched = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None and p.grad.any()}
@@ -157,7 +138,7 @@ def test_gradient_flows_from_the_classes_into_the_boxes_where_the_offsets_let_it
 
 
 def test_the_class_tower_sees_the_aligned_feature():
-    head, features = make_head(align=AlignConv(32, GeometricOffsets())), make_features()
+    head, features = make_head(align=FeatureAlignment(32, GeometricOffsets())), make_features()
     align, box = head.align, head.box_pred
     nn.init.zeros_(box.weight)
     box.bias.data = torch.tensor([0.0, 0.0, 5 * math.log(3 / 8), 5 * math.log(3 / 8)])  # 3 x 3 cells: plain taps
@@ -166,11 +147,14 @@ def test_the_class_tower_sees_the_aligned_feature():
 
 
 @pytest.mark.parametrize("align", [None, GeometricOffsets, LearnedOffsets])
-def test_under_autocast_boxes_are_float32_and_all_is_near(align):
-    head, features = make_head(align=align and AlignConv(32, align()), num_convs=1, conv_dim=32), make_features(1)
-    expected = head(features).flatten()
+def test_under_autocast_boxes_are_float32_and_all_outputs_are_close(align):
+    head, features = (
+        make_head(align=align and FeatureAlignment(32, align()), num_convs=1, conv_dim=32),
+        make_features(1),
+    )
+    expected = flatten(head(features))
     with torch.autocast("cpu", torch.bfloat16):
-        out = head(features).flatten()
+        out = flatten(head(features))
     assert out.box_pred.dtype == torch.float32
     for ours, exact in zip(out[:3], expected[:3], strict=True):
         torch.testing.assert_close(ours.float(), exact, atol=0.02 * exact.abs().max().item(), rtol=0)
@@ -179,9 +163,10 @@ def test_under_autocast_boxes_are_float32_and_all_is_near(align):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", ["GN", "", "BN"])
 def test_norms_and_a_single_cell(norm, training):
-    """32 channels in 32 groups on one cell of one image: ordinary for GN; plain convolutions carry a bias instead.
+    """A single cell of one image, where each group of GN has one value, works with every norm.
 
-    A single value has no variance: BN then normalises with its running statistics, and leaves them.
+    A single value has no variance, so BN uses its running statistics there and leaves them as they are. Convolutions
+    have a bias exactly where there is no normalization.
     """
     head = make_head(norm=norm, conv_dim=32).train(training)
     before = {name: value.clone() for name, value in head.named_buffers()}
@@ -192,9 +177,9 @@ def test_norms_and_a_single_cell(norm, training):
     assert biases == [norm == ""] * 2
 
 
-@pytest.mark.parametrize(("norm", "channels", "said"), [("GN", 48, "48 channels"), ("XN", 32, "XN is no norm")])
-def test_wrong_norms(norm, channels, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("norm", "channels", "message"), [("GN", 48, "48 channels"), ("XN", 32, "XN is no norm")])
+def test_wrong_norms_are_refused(norm, channels, message):
+    with pytest.raises(ValueError, match=message):
         make_head(norm=norm, conv_dim=channels)
 
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 from clq.modeling.head import feature_alignment as alignment
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets, StarOffsets
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets, StarOffsets
 from torch.nn import functional as F
 
 BACKENDS = list(alignment.BACKENDS)
 
 
 def boxes_like(features, *box):
-    """The same box (x1, y1, x2, y2), in cells about its location, at every location."""
+    """The same box (x1, y1, x2, y2), in cells relative to its location, at every location."""
     n, _, h, w = features.shape
     return torch.tensor(box, dtype=features.dtype).view(1, 4, 1, 1).expand(n, 4, h, w)
 
@@ -23,13 +23,13 @@ def features():
 @pytest.mark.parametrize(
     ("box", "dilation"),
     [
-        ((-1.5, -1.5, 1.5, 1.5), (1, 1)),  # three by three cells about the centre: the taps of a plain convolution
+        ((-1.5, -1.5, 1.5, 1.5), (1, 1)),  # three by three cells, with the taps of a plain convolution
         ((-3.0, -3.0, 3.0, 3.0), (2, 2)),
-        ((-4.5, -1.5, 4.5, 1.5), (1, 3)),  # wide: taps spread along x, and x is the column
+        ((-4.5, -1.5, 4.5, 1.5), (1, 3)),  # a wide box spreads its taps along the columns
     ],
 )
 def test_geometric_taps_are_the_centres_of_the_nine_parts_of_the_box(features, backend, box, dilation):
-    align = AlignConv(3, GeometricOffsets(), backend)
+    align = FeatureAlignment(3, GeometricOffsets(), backend)
     expected = F.conv2d(features, align.conv.weight, padding=dilation, dilation=dilation).relu()
     torch.testing.assert_close(align(features, boxes_like(features, *box)), expected, atol=1e-5, rtol=1e-5)
     assert (expected == 0).any()
@@ -38,8 +38,8 @@ def test_geometric_taps_are_the_centres_of_the_nine_parts_of_the_box(features, b
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_taps_follow_the_centre_of_the_box(features, backend):
-    """A box two cells right and one down: the plain convolution, moved. Beyond the map there are zeros."""
-    align = AlignConv(3, GeometricOffsets(), backend)
+    """A box two cells right and one down gives the shifted plain convolution, with zeros outside the map."""
+    align = FeatureAlignment(3, GeometricOffsets(), backend)
     plain = F.conv2d(F.pad(features, (1, 3, 1, 2)), align.conv.weight).relu()
     out = align(features, boxes_like(features, 0.5, -0.5, 3.5, 2.5))
     torch.testing.assert_close(out, plain[:, :, 1:, 2:], atol=1e-5, rtol=1e-5)
@@ -48,7 +48,7 @@ def test_the_taps_follow_the_centre_of_the_box(features, backend):
 
 
 def test_geometric_offsets_by_hand():
-    """Box 12 wide, 6 high about (1, -2): parts of 4 by 2, so taps at x -3, 1, 5 and y -4, -2, 0."""
+    """A box 12 wide and 6 high around (1, -2) has parts of 4 by 2: the taps are at x = -3, 1, 5 and y = -4, -2, 0."""
     offsets = GeometricOffsets()(torch.tensor([-5.0, -5, 7, 1]).view(1, 4, 1, 1)).view(3, 3, 2)
     regular = torch.tensor([-1.0, 0, 1])
     torch.testing.assert_close(offsets[..., 0] + regular[:, None], torch.tensor([-4.0, -2, 0])[:, None].expand(3, 3))
@@ -57,7 +57,7 @@ def test_geometric_offsets_by_hand():
 
 
 def test_star_by_hand():
-    """Box from (-5, -4) to (7, 1): the location, its four corners and the four sides beside it, x and y alike."""
+    """Taps of the box from (-5, -4) to (7, 1): the location, the corners, and the points of the sides beside it."""
     box = torch.tensor([-5.0, -4, 7, 1]).view(1, 4, 1, 1).requires_grad_()
     offsets = StarOffsets()(box).view(3, 3, 2)
     regular = torch.tensor([-1.0, 0, 1])
@@ -70,7 +70,7 @@ def test_star_by_hand():
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 5), (6, 6)])
 @pytest.mark.parametrize("spread", [1.0, 20.0])
-def test_back_ends_agree_in_float64_with_all_gradients(groups, size, spread):
+def test_backends_agree_in_float64_with_all_gradients(groups, size, spread):
     torch.manual_seed(0)
     x = torch.randn(2, 4, *size, dtype=torch.float64)
     offsets = torch.randn(2, 18 * groups, *size, dtype=torch.float64) * spread
@@ -88,7 +88,7 @@ def test_back_ends_agree_in_float64_with_all_gradients(groups, size, spread):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_group_moves_its_own_channels(backend):
-    """Two groups on six channels: the plain convolution of the first three, and of the last three moved by (1, 2)."""
+    """Two groups on six channels: the first three are convolved as they are, the last three shifted by (1, 2)."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 6, 8, 9), torch.randn(4, 6, 3, 3)
     offsets = torch.zeros(1, 2, 9, 2, 8, 9)
@@ -102,8 +102,8 @@ def test_each_group_moves_its_own_channels(backend):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_parts_are_the_whole(training, monkeypatch):
-    """Two images of 7 x 9 in parts of 50 locations: a part with locations of both, and a last one that is short."""
+def test_parts_give_the_result_of_the_whole(training, monkeypatch):
+    """Two images of 7 x 9 in parts of 50 locations: one part has locations of both images, and the last is shorter."""
     for name in ("_SAMPLES_AT_ONCE", "_SAMPLES_AT_ONCE_IN_TRAINING"):
         monkeypatch.setattr(alignment, name, 50 * 9 * 4 + 1)
     calls, own = [], alignment._sampled_product
@@ -119,13 +119,15 @@ def test_parts_are_the_whole(training, monkeypatch):
         with torch.set_grad_enabled(training):
             out = function(*args)
         results.append([out, *(torch.autograd.grad((out * pull).sum(), args) if training else ())])
-    assert sorted(calls) == sorted([50, 50, 26] * (1 + training))  # in training all of them once more
+    assert sorted(calls) == sorted(
+        [50, 50, 26] * (1 + training)
+    )  # in training every part is computed again in the backward pass
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
 def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
-    align = AlignConv(3, LearnedOffsets(groups=1))
+    align = FeatureAlignment(3, LearnedOffsets(groups=1))
     assert {name: tuple(p.shape) for name, p in align.named_parameters()} == {
         "offsets.conv.weight": (18, 4, 1, 1),
         "conv.weight": (3, 3, 3, 3),
@@ -144,7 +146,7 @@ def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
 @pytest.mark.parametrize("gradient", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("kind", [GeometricOffsets, StarOffsets, lambda gradient: LearnedOffsets(4, gradient)])
 def test_the_share_of_the_gradient_into_the_boxes(kind, gradient):
-    """It scales the gradient alone; the offsets are the same."""
+    """The share scales the gradient and does not change the offsets."""
     torch.manual_seed(0)
     shared, full = kind(gradient), kind(1.0)
     full.load_state_dict(shared.state_dict())
@@ -159,8 +161,8 @@ def test_the_share_of_the_gradient_into_the_boxes(kind, gradient):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offsets", [GeometricOffsets(), LearnedOffsets(groups=1)], ids=["geometric", "learned"])
 def test_under_autocast_the_sampling_stays_exact(backend, offsets):
-    """Only the centre tap counts, on a ramp: column 250, 240.375 to the left, reads 9.625; bfloat16 would read 10."""
-    align = AlignConv(1, offsets, backend)
+    """The centre tap reads a ramp: column 250 reads 9.625 from 240.375 cells to its left; bfloat16 would read 10."""
+    align = FeatureAlignment(1, offsets, backend)
     ramp, box = torch.arange(256.0).view(1, 1, 1, 256), torch.zeros(1, 4, 1, 256)
     with torch.no_grad():
         align.conv.weight.zero_()[0, 0, 1, 1] = 1.0
@@ -179,22 +181,22 @@ def test_under_autocast_the_sampling_stays_exact(backend, offsets):
 @pytest.mark.parametrize(
     ("channels", "groups", "expected"), [(64, 1, "gather"), (256, 4, "gather"), (128, 4, "grid_sample")]
 )
-def test_auto_goes_by_the_channels_of_a_group(channels, groups, expected, monkeypatch):
+def test_auto_chooses_by_the_number_of_channels_of_a_group(channels, groups, expected, monkeypatch):
     called = []
     for name, function in alignment.BACKENDS.items():
         monkeypatch.setitem(alignment.BACKENDS, name, lambda *args, n=name, f=function: called.append(n) or f(*args))
-    AlignConv(channels, LearnedOffsets(groups))(torch.randn(1, channels, 2, 3), torch.randn(1, 4, 2, 3))
+    FeatureAlignment(channels, LearnedOffsets(groups))(torch.randn(1, channels, 2, 3), torch.randn(1, 4, 2, 3))
     assert called == [expected]
 
 
-def test_auto_leaves_torchvisions_op_to_other_devices(features, monkeypatch):
+def test_on_the_cpu_auto_does_not_use_torchvisions_op(features, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("torchvision's op was called")
 
     monkeypatch.setattr(alignment, "deform_conv2d", refuse)
     boxes = boxes_like(features, -2, -2, 2, 2)
-    assert AlignConv(3, GeometricOffsets())(features, boxes).shape == features.shape
+    assert FeatureAlignment(3, GeometricOffsets())(features, boxes).shape == features.shape
     with pytest.raises(RuntimeError, match="torchvision's op was called"):
-        AlignConv(3, GeometricOffsets(), "torchvision")(features, boxes)
+        FeatureAlignment(3, GeometricOffsets(), "torchvision")(features, boxes)
     with pytest.raises(ValueError, match="torchvision or grid_sample or gather, not cuda"):
-        AlignConv(3, GeometricOffsets(), "cuda")
+        FeatureAlignment(3, GeometricOffsets(), "cuda")

@@ -7,14 +7,14 @@ from torchvision.ops import deform_conv2d
 
 
 def boxes_like(features, *box):
-    """The same box (x1, y1, x2, y2), in cells about its location, at every location."""
+    """The same box (x1, y1, x2, y2), in cells relative to its location, at every location."""
     n, _, h, w = features.shape
     return torch.tensor(box, dtype=features.dtype).view(1, 4, 1, 1).expand(n, 4, h, w)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_star_refinement_against_torchvision(backend):
-    """Written out once more, for one box everywhere: both towers by torchvision's op, factors on the distances."""
+    """The same box everywhere: torchvision's op aligns both towers, and the log distances get a scaled correction."""
     torch.manual_seed(0)
     refine = StarRefinement(4, num_levels=2, backend=backend)
     cls, reg, box_pred = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6, requires_grad=True)
@@ -27,7 +27,9 @@ def test_star_refinement_against_torchvision(backend):
     offsets = torch.tensor(flat).view(1, 18, 1, 1).expand(2, 18, 5, 6)
     aligned = deform_conv2d(reg, offsets, refine.reg_align.conv.weight, padding=1).relu()
     expected = box_pred + 3 * F.conv2d(aligned, refine.box_pred.weight, refine.box_pred.bias, padding=1)
-    found_cls, found = refine(1, None, cls, reg, box_pred, boxes_like(cls, x1, y1, x2, y2))
+    found_cls, found = refine(
+        level=1, feature=None, cls=cls, reg=reg, box_pred=box_pred, boxes=boxes_like(cls, x1, y1, x2, y2)
+    )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     expected_cls = deform_conv2d(cls, offsets, refine.cls_align.conv.weight, padding=1).relu()
     torch.testing.assert_close(found_cls, expected_cls, atol=1e-4, rtol=1e-4)
@@ -37,7 +39,7 @@ def test_star_refinement_against_torchvision(backend):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 4)])
 @pytest.mark.parametrize("spread", [0.7, 10.0])
-def test_each_channel_is_sampled_as_by_a_deformable_convolution_with_a_group_each(size, spread):
+def test_channels_are_sampled_as_by_a_deformable_convolution_with_one_offset_group_for_each(size, spread):
     torch.manual_seed(0)
     x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
     offsets = (torch.randn(2, 8, *size, dtype=torch.float64) * spread).requires_grad_()
@@ -52,7 +54,7 @@ def test_each_channel_is_sampled_as_by_a_deformable_convolution_with_a_group_eac
 
 
 def make_sampler(*offsets):
-    """One that moves the four sides by these (dy, dx), everywhere."""
+    """A sampling that reads the four sides at these (dy, dx) from every location."""
     sampler = SampledBoxes(32, 32)
     with torch.no_grad():
         sampler.offsets[2].weight.zero_()
@@ -61,12 +63,14 @@ def make_sampler(*offsets):
 
 
 def sampled(sampler, box_pred):
-    """Distances ltrb (4, H, W) that come out for distances (4, H, W)."""
+    """The refined distances ltrb (4, H, W) of distances (4, H, W)."""
     left, top, right, bottom = box_pred
     boxes = torch.stack((-left, -top, right, bottom)).unsqueeze(0)
     h, w = boxes.shape[2:]
     cls = torch.randn(1, 32, h, w)
-    same, out = sampler(0, torch.randn(1, 32, h, w), cls, None, box_pred.unsqueeze(0), boxes)
+    same, out = sampler(
+        level=0, feature=torch.randn(1, 32, h, w), cls=cls, reg=None, box_pred=box_pred.unsqueeze(0), boxes=boxes
+    )
     assert same is cls
     return out[0].detach()
 
@@ -74,7 +78,7 @@ def sampled(sampler, box_pred):
 def test_a_side_is_read_where_its_offset_points():
     """Locations one cell apart that agree on an object: reading any side at a neighbour changes nothing.
 
-    The object spans columns 2 to 7 and rows 1 to 5 of a map of 8 by 10; another location's view of one side differs.
+    The object spans columns 2 to 7 and rows 1 to 5 of a map of 8 by 10. Then one location predicts another right side.
     """
     rows, cols = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
     distances = torch.stack((cols - 2, rows - 1, 7 - cols, 5 - rows))
@@ -86,8 +90,8 @@ def test_a_side_is_read_where_its_offset_points():
     assert found[2, 3, 3].item() == pytest.approx(4, abs=1e-5)
 
 
-def test_a_box_turned_inside_out_stays_as_it_was():
-    """Left sides read 1000 cells away are the zero outside the map; at column 0 that is no error, right of -1 it is."""
+def test_a_box_whose_sides_would_cross_stays_as_it_was():
+    """Left sides read 1000 cells away are the zero outside the map. In column 0 that lies right of the right side."""
     distances = torch.full((4, 1, 3), 0.5)
     distances[2, 0, 0] = -0.25  # right side at -0.25
     found = sampled(make_sampler((0.0, 1000), (0.0, 0), (0.0, 0), (0.0, 0)), distances)
@@ -95,11 +99,11 @@ def test_a_box_turned_inside_out_stays_as_it_was():
     assert found[0, 0].tolist() == pytest.approx([0.5, 1, 2])  # column 0, seen from columns 1 and 2
 
 
-def test_at_first_it_hardly_moves_a_side_and_it_learns():
+def test_at_initialization_it_hardly_moves_a_side_and_every_parameter_learns():
     torch.manual_seed(0)
     sampler, pred = SampledBoxes(64, 32), torch.rand(1, 4, 6, 6, requires_grad=True)
     boxes = torch.cat((-pred[:, :2], pred[:, 2:]), 1)
-    _, out = sampler(0, torch.randn(1, 64, 6, 6), None, None, pred, boxes)
+    _, out = sampler(level=0, feature=torch.randn(1, 64, 6, 6), cls=None, reg=None, box_pred=pred, boxes=boxes)
     torch.testing.assert_close(out, pred, atol=0.01, rtol=0)
     out.sum().backward()
     assert pred.grad.abs().sum() > 0

@@ -12,20 +12,22 @@ def test_separate_towers_share_nothing():
     assert towers.shared(x) is x
     assert towers.cls(x).shape == towers.reg(x).shape == (1, 32, 3, 4)
     assert not {id(p) for p in towers.cls.parameters()} & {id(p) for p in towers.reg.parameters()}
-    assert separate_towers(16, Layers(32, 0))[3:] == (16, 16)
+    without = separate_towers(16, Layers(32, 0))
+    assert (without.shared_channels, without.out_channels) == (16, 16)
 
 
-def test_a_shared_tower_is_what_both_sides_read():
+def test_both_sides_read_the_output_of_a_shared_tower():
     towers = shared_tower(16, Layers(32, 2))
     x = torch.randn(1, 16, 3, 4)
     shared = towers.shared(x)
     assert towers.cls(shared) is shared
     assert towers.reg(shared) is shared
-    assert towers[3:] == (32, 32)
-    assert shared_tower(16, Layers(32, 0))[3:] == (16, 16)
+    without = shared_tower(16, Layers(32, 0))
+    assert (towers.shared_channels, towers.out_channels) == (32, 32)
+    assert (without.shared_channels, without.out_channels) == (16, 16)
 
 
-def test_depthwise_layers_see_each_channel_alone_and_then_all():
+def test_depthwise_layers_convolve_each_channel_and_then_mix_the_channels():
     torch.manual_seed(0)
     layers = Layers(5, 2, "", depthwise=True)(3)
     assert [tuple(p.shape) for p in layers.parameters() if p.dim() == 4] == [
@@ -64,7 +66,7 @@ def test_decomposition_weights_each_layer_by_attention_over_the_image(norm):
         nn.init.normal_(p, std=0.3)
     x = torch.randn(2, 96, 4, 5)
     found = task(x)
-    for image, out in zip(x, found, strict=True):  # one at a time: another image has no say in it
+    for image, out in zip(x, found, strict=True):  # one at a time, because other images have no influence
         first, second = task.attention[0], task.attention[2]
         mean = image.mean(dim=(1, 2))
         weight = (
@@ -77,7 +79,7 @@ def test_decomposition_weights_each_layer_by_attention_over_the_image(norm):
     assert (task.reduce.bias is not None) == (norm == "")
 
 
-def test_decomposition_starts_half_open():
-    """The attention's convolutions start near zero, its sigmoids near 1/2."""
+def test_at_initialization_the_attention_is_one_half():
+    """Its convolutions are near zero then, so its sigmoids are near 1/2."""
     task = TaskDecomposition(32, 6, "GN")
     assert task.attention(torch.randn(1, 192, 1, 1)).flatten().tolist() == pytest.approx([0.5] * 6, abs=0.01)

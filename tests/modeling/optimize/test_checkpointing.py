@@ -1,4 +1,4 @@
-"""Recomputed instead of kept: a batch in parts, the backbone's stages; the same gradients from less memory."""
+"""A batch in parts, and recomputed stages of the backbone, have the same gradients and need less memory."""
 
 import weakref
 
@@ -6,7 +6,7 @@ import clq
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.optimize.checkpointing import RecomputedStage, recomputed
+from clq.modeling.optimize.checkpointing import RecomputedStage, checkpointed
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_detectors import CONFIGS, build, sample
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def uneven_batch():
-    """Four images of four sizes with 3, 0, 1 and 2 objects: in parts, each would be padded to another size."""
+    """Four images of four sizes with 3, 0, 1 and 2 objects. Padded for themselves, the parts would have other sizes."""
     torch.manual_seed(1)
     return [
         sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90), (5, 5, 40, 90)]),
@@ -25,7 +25,7 @@ def uneven_batch():
 
 
 def losses_and_gradients(model, batch, dtype=None):
-    """Losses and gradients by name; computed in autocast's ``dtype``, if any."""
+    """Losses and gradients by name, computed under autocast with this type unless it is None."""
     with torch.autocast("cpu", dtype, enabled=dtype is not None), EventStorage():
         losses = model(batch)
     model.zero_grad()
@@ -35,9 +35,9 @@ def losses_and_gradients(model, batch, dtype=None):
 
 
 def assert_same(found, expected, rtol):
-    """Losses and gradients, these as one vector, within ``rtol``.
+    """Asserts that the losses, and the gradients as one vector, agree within ``rtol``.
 
-    A single tensor's gradient may be off by more: before a normalisation its terms nearly cancel.
+    The gradient of a single tensor may differ by more, because its terms nearly cancel in front of a normalization.
     """
     (losses, gradients), (expected_losses, expected_gradients) = found, expected
     torch.testing.assert_close(losses, expected_losses, rtol=rtol, atol=0)
@@ -51,36 +51,36 @@ def assert_same(found, expected, rtol):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("row", ["atss", "clq", "atss_clq", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
-def test_a_batch_in_parts_has_the_gradients_of_the_batch(row, parts):
-    whole, split = build(row), build(row, "SOLVER.ACCUMULATE", parts)
+@pytest.mark.parametrize("variant", ["atss", "clq", "atss_clq", "gfl", "gflv2", "vfnet", "tood", "tood_warmup"])
+def test_a_batch_in_parts_has_the_gradients_of_the_batch(variant, parts):
+    whole, split = build(variant), build(variant, "SOLVER.ACCUMULATE", parts)
     batch = uneven_batch()
     losses, gradients = losses_and_gradients(whole, batch)
     assert_same(losses_and_gradients(split, batch), (losses, gradients), 1e-5)
-    # Not so the plain average over the parts.
+    # The plain average over the parts would be another loss.
     alone = [losses_and_gradients(whole, [item])[0] for item in batch]
     mean = {name: sum(x[name] for x in alone) / len(batch) for name in losses}
     assert all(abs(mean[name] / value - 1) > 0.01 for name, value in losses.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_parts_under_autocast(dtype):
+def test_parts_have_the_gradients_of_the_batch_under_autocast(dtype):
     batch = uneven_batch()
     expected = losses_and_gradients(build("clq"), batch, dtype)
     assert_same(losses_and_gradients(build("clq", "SOLVER.ACCUMULATE", 4), batch, dtype), expected, 0.02)
 
 
-def test_parts_pass_one_after_the_other_and_leave_nothing_behind():
-    """Between forward and backward nothing of the pyramid is alive; in the backward pass one part at a time."""
+def test_at_most_one_part_is_in_memory_at_any_time():
+    """Between the passes no feature of the pyramid is alive, and in the backward pass those of one part at a time."""
     model = build("clq", "SOLVER.ACCUMULATE", 4)
-    alive, sizes, most = set(), [], []
+    alive, sizes, counts = set(), [], []
 
     def watch(module, inputs, features):
         sizes.append(len(inputs[0]))
         value = features["p3"]
         alive.add(id(value))
         weakref.finalize(value, alive.discard, id(value))
-        most.append(len(alive))
+        counts.append(len(alive))
 
     model.backbone.register_forward_hook(watch)
     with EventStorage():
@@ -88,7 +88,7 @@ def test_parts_pass_one_after_the_other_and_leave_nothing_behind():
     assert sizes == [1] * 4 and not alive
     sum(losses.values()).backward()
     assert sizes == [1] * 8 and not alive
-    assert max(most) == 1
+    assert max(counts) == 1
 
 
 def resnet_detector(*opts):
@@ -114,12 +114,12 @@ def test_a_recomputed_backbone_has_the_same_gradients_and_statistics(opts):
             torch.testing.assert_close(x, y, msg=name)
 
 
-def test_stages_that_learn_are_recomputed_and_the_others_are_not():
+def test_exactly_the_stages_that_are_not_frozen_are_recomputed():
     model = resnet_detector("MODEL.CLQ.CHECKPOINT_BACKBONE", True)
-    body, calls = model.backbone.bottom_up, []
-    assert [type(x) is RecomputedStage for x in body.stages] == [False, True, True, True]
-    assert [getattr(body, name) for name in body.stage_names] == body.stages
-    for name, stage in zip(body.stage_names, body.stages, strict=True):
+    backbone, calls = model.backbone.bottom_up, []
+    assert [type(x) is RecomputedStage for x in backbone.stages] == [False, True, True, True]
+    assert [getattr(backbone, name) for name in backbone.stage_names] == backbone.stages
+    for name, stage in zip(backbone.stage_names, backbone.stages, strict=True):
         stage[0].register_forward_hook(lambda *_, name=name: calls.append(name))
     losses_and_gradients(model, uneven_batch())
     assert calls == ["res2", "res3", "res4", "res5", "res5", "res4", "res3"]
@@ -135,8 +135,8 @@ def test_a_backbone_without_stages_is_refused():
         build("clq", "MODEL.CLQ.CHECKPOINT_BACKBONE", True)
 
 
-def test_running_statistics_move_once_for_two_passes():
+def test_running_statistics_are_updated_once_although_the_forward_pass_runs_twice():
     norm, x = nn.BatchNorm2d(3, momentum=0.5), torch.randn(2, 3, 4, 4, requires_grad=True)
-    recomputed(norm, norm, x).sum().backward()
+    checkpointed(norm, norm, x).sum().backward()
     torch.testing.assert_close(norm.running_mean, 0.5 * x.detach().mean(dim=(0, 2, 3)))
     assert norm.momentum == 0.5

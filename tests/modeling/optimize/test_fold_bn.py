@@ -14,7 +14,7 @@ SHUFFLENET = [
     *("MODEL.BACKBONE.NAME", "build_shufflenet_pan_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
     *("MODEL.FPN.IN_FEATURES", ["stage2", "stage3"]),
 ]
-BODIES = {
+BACKBONES = {
     "frozen": R18,
     "batch norm": [*R18, "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"],
     "group norm": [*R18, "MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 32],
@@ -23,8 +23,8 @@ BODIES = {
 NORMS = FrozenBatchNorm2d, nn.BatchNorm2d
 
 
-def randomised(backbone):
-    """Statistics and affine parameters of their own in every norm, in double precision."""
+def randomize(backbone):
+    """Gives every normalization random statistics and parameters, and returns the backbone in double precision."""
     torch.manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, NORMS):
@@ -35,21 +35,21 @@ def randomised(backbone):
     return backbone.double().eval()
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_a_folded_body_computes_the_same_without_a_batch_norm(body):
-    backbone = randomised(build_backbone(clq.setup_cfg(BASE, BODIES[body])))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_folded_backbone_computes_the_same_without_a_batch_norm(name):
+    backbone = randomize(build_backbone(clq.setup_cfg(BASE, BACKBONES[name])))
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = backbone(image)
         assert fold_batch_norms(backbone) is backbone
         found = backbone(image)
     assert not any(isinstance(module, NORMS) for module in backbone.modules())
-    assert any(isinstance(module, nn.GroupNorm) for module in backbone.modules()) == (body == "group norm")
-    for name, feature in found.items():
-        torch.testing.assert_close(feature, expected[name], atol=1e-9, rtol=1e-9)
+    assert any(isinstance(module, nn.GroupNorm) for module in backbone.modules()) == (name == "group norm")
+    for level, feature in found.items():
+        torch.testing.assert_close(feature, expected[level], atol=1e-9, rtol=1e-9)
 
 
-def test_by_hand():
+def test_a_convolution_and_its_batch_norm_are_folded_by_hand():
     """(3 x + 1 - 2) / sqrt(4) * 5 + 7 is 7.5 x + 4.5."""
     conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)
     for tensor, value in zip((conv.weight, conv.bias, norm.running_mean, norm.running_var), (3, 1, 2, 4), strict=True):
@@ -60,6 +60,6 @@ def test_by_hand():
     assert folded(torch.ones(1, 1, 1, 1)).item() == 12
 
 
-def test_a_model_that_trains_is_refused():
+def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="eval"):
         fold_batch_norms(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))

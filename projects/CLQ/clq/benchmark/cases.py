@@ -1,7 +1,8 @@
-"""What :mod:`clq.benchmark.models` times: inference and training step of a config, on generated images."""
+"""What :mod:`clq.benchmark.models` times: the inference and the training step of a config, on generated images."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -10,162 +11,82 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from clq.benchmark.conditions import DTYPES, Conditions
 from clq.benchmark.profiling import (
     StageMeter,
-    inference_places,
+    inference_functions,
     seconds_by_stage,
     synchronized_clock,
-    training_places,
+    training_functions,
 )
 from clq.benchmark.synthetic import make_candidates, random_image
-from clq.config import setup_cfg
-from clq.data.datasets import fill_num_classes
-from clq.engine.config_checks import check_model
 from clq.engine.trainer import Trainer
-from clq.errors import UserError
-from clq.experiments.ablation import split_row
-from clq.modeling.optimize.fold_bn import made_fast
+from clq.modeling.optimize.fold_bn import optimize_for_inference
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NUM_CANDIDATES = 2000  # class scores above the threshold where selection is timed by itself
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What is the same for all rows.
-
-    Attributes:
-        size: (H, W) of each image in pixels.
-        batch: images of the larger batch and of a training step.
-        device: of the models.
-        dtype: of autocast, one of :data:`DTYPES`; float32 is without.
-        train: whether training steps are measured too.
-    """
-
-    size: tuple[int, int]
-    batch: int
-    device: torch.device
-    dtype: str
-    train: bool
-
-    def autocast(self) -> torch.autocast:
-        dtype = DTYPES[self.dtype]
-        # A dtype that autocast does not take is not given to it, even where it is off.
-        return torch.autocast(self.device.type, None if dtype == torch.float32 else dtype, dtype != torch.float32)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One column of the table.
-
-    Attributes:
-        name: as the table shows it.
-        config_file, opts: of its config.
-        as_built: inference is not made fast (norms folded, channels last) as demo.py does: Detectron2's own way.
-    """
-
-    name: str
-    config_file: str
-    opts: tuple[str, ...]
-    as_built: bool = False
-
-    def config(self, device: torch.device) -> CfgNode:
-        """Its config on a device, without weights, and with a learning rate of 0: all steps do the same work.
-
-        Raises:
-            UserError: a mistake in it, or a type of its own to detect in.
-        """
-        own = ["MODEL.DEVICE", str(device), "MODEL.WEIGHTS", "", "SOLVER.BASE_LR", 0.0]
-        cfg = setup_cfg(self.config_file, [*self.opts, *own])
-        check_model(cfg)
-        if cfg.TEST.AMP.ENABLED:
-            raise UserError(f"row {self.name}: TEST.AMP.ENABLED is not read here; --dtype says it for all rows.")
-        fill_num_classes(cfg)
-        return cfg
-
-
-def parse_rows(texts: list[str], opts: list[str], as_built: list[str]) -> list[Row]:
-    """Rows from ``[NAME=]CONFIG.yaml [KEY VALUE ...]`` each, overrides for all, and names of those to run as built.
-
-    Raises:
-        UserError: one without a config, two of the same name, or a name of none.
-    """
-    rows = {}
-    for text in texts:
-        name, config_file, own = split_row(text)
-        if config_file is None:
-            raise UserError(f"--rows {text!r}: has no config; write [NAME=]CONFIG.yaml [KEY VALUE ...].")
-        if name in rows:
-            raise UserError(f"--rows: two are called {name}; give each a NAME= of its own.")
-        rows[name] = Row(name, config_file, (*own, *opts), name in as_built)
-    if unknown := set(as_built) - set(rows):
-        raise UserError(f"--as-built {', '.join(sorted(unknown))}: no row of that name; there are {', '.join(rows)}.")
-    return list(rows.values())
-
-
-def find_device(name: str) -> torch.device:
-    """A device of this machine.
-
-    Raises:
-        UserError: there is no such device, or not here.
-    """
-    found = setup_cfg(None, ["MODEL.DEVICE", name]).MODEL.DEVICE  # knows devices; moves a GPU that is not here
-    device = torch.device(name)
-    if found != name or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise UserError(f"--device {name}: there is none on this machine; use cpu.")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device {name}: use cpu, cuda or mps.")
-    return device
+NUM_CANDIDATES = 2000  # number of class scores above the threshold when the selection of detections is timed alone
 
 
 def build_for_inference(cfg: CfgNode, as_built: bool) -> nn.Module:
-    """A row's model as :class:`~clq.inference.predictor.Predictor` runs it, or just as it is built; random weights."""
+    """Builds a variant's model with random weights for inference.
+
+    Args:
+        cfg: config of the variant.
+        as_built: whether the model stays as Detectron2 builds it; otherwise it is optimized as
+            :class:`~clq.inference.predictor.Predictor` does.
+    """
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    return model if as_built else made_fast(model)
+    return model if as_built else optimize_for_inference(model)
 
 
 class InferenceCase:
-    """A row's model with random weights, and what is timed of its inference.
+    """Times the inference of a variant, from resized uint8 images on the CPU to boxes on the device.
 
-    From uint8 images on the CPU, resized already, to boxes on the device.
+    Args:
+        cfg: config of the variant.
+        conditions: conditions of the measurement.
+        as_built: whether the model stays as Detectron2 builds it.
     """
 
     def __init__(self, cfg: CfgNode, conditions: Conditions, as_built: bool = False):
         self.conditions = conditions
         self.model = build_for_inference(cfg, as_built)
         self.images = [random_image(*conditions.size) for _ in range(conditions.batch)]
-        self.crowd = self._prepare_crowd() if isinstance(self.model, DenseDetector) else None
+        self.crowd = self._prepare_crowd(self.model) if isinstance(self.model, DenseDetector) else None
 
     @torch.no_grad()
     def sample(self) -> dict[str, float]:
-        """Seconds of one image, of each of its stages, of the larger batch, and of selection among many candidates.
+        """Measures once, in seconds.
 
-        ``latency`` is without the clocks inside, which wait for the device at every stage; ``crowded`` is of
-        :data:`NUM_CANDIDATES` candidates, since random weights give hardly any.
+        Returns:
+            The time of one image (``latency``), of each of its stages, of the larger batch (``batch``), and of the
+            selection of detections among :data:`NUM_CANDIDATES` candidates (``crowded``), because random weights give
+            hardly any candidates. The latency comes from a call without clocks at the stages, because each of them is
+            a host-device synchronization.
         """
         device = self.conditions.device
         with self.conditions.autocast():
             seconds = {
                 "latency": _seconds(lambda: self.model(self.images[:1]), device),
-                **seconds_by_stage(lambda _: self.model(self.images[:1]), inference_places(self.model), device),
+                **seconds_by_stage(lambda _: self.model(self.images[:1]), inference_functions(self.model), device),
                 "batch": _seconds(lambda: self.model(self.images), device),
             }
             if self.crowd is not None:
-                crowd = copy.deepcopy(self.crowd)  # RetinaNet takes the sigmoid in place
-                seconds["crowded"] = _seconds(lambda: self.model.forward_inference(*crowd), device)
+                select = cast(DenseDetector, self.model).forward_inference
+                crowd = copy.deepcopy(self.crowd)  # RetinaNet computes the sigmoid in place
+                seconds["crowded"] = _seconds(lambda: select(*crowd), device)
         return seconds
 
     @torch.no_grad()
-    def _prepare_crowd(self):
-        """Arguments of the model's selection for one image, with many candidates."""
+    def _prepare_crowd(self, model: DenseDetector) -> tuple[Any, ...]:
+        """Arguments of ``model.forward_inference`` for one image with many candidates."""
         with self.conditions.autocast():
-            images = self.model.preprocess_image(self.images[:1])
-            features = self.model.backbone(images.tensor)
-            features = [features[f] for f in self.model.head_in_features]
-            predictions = self.model.head(features)
+            images = model.preprocess_image(self.images[:1])
+            features = model.backbone(images.tensor)
+            features = [features[f] for f in model.head_in_features]
+            predictions = model.head(features)
         cls_logits, _, *quality_logits = predictions
-        torch.manual_seed(0)  # the same places in all rows of as many classes and anchors
+        torch.manual_seed(0)  # the same locations in all variants that have as many classes and anchors
         make_candidates(cls_logits, NUM_CANDIDATES)
         for level in quality_logits[0] if quality_logits else []:
             level.fill_(2.0)
@@ -173,27 +94,32 @@ class InferenceCase:
 
 
 class TrainingCase:
-    """A row's model and optimizer as the trainer makes them, and what is timed of a step."""
+    """Times training steps of a variant, with its model and optimizer as the trainer makes them.
+
+    Args:
+        cfg: config of the variant.
+        conditions: conditions of the measurement.
+    """
 
     def __init__(self, cfg: CfgNode, conditions: Conditions):
         self.conditions = conditions
         torch.manual_seed(0)
         self.model = Trainer.build_model(cfg).train()
         self.optimizer = Trainer.build_optimizer(cfg, self.model)
-        # Without a scale that is too large at first: such steps are skipped.
+        # The scaler starts at 1, because it would skip the steps in which a larger scale overflows.
         self.scaler = torch.amp.GradScaler(conditions.device.type, 1.0, enabled=conditions.dtype == "fp16")
         self.images = [random_image(*conditions.size) for _ in range(conditions.batch)]
 
     def sample(self) -> dict[str, float]:
-        """Seconds of a step, without clocks inside, and of each stage of another."""
+        """Measures once, in seconds: a step without clocks at its stages (``step``), and each stage of another step."""
         device = self.conditions.device
         return {
             "step": _seconds(lambda: self.step(StageMeter(float)), device),
-            **seconds_by_stage(self.step, training_places(self.model), device),
+            **seconds_by_stage(self.step, training_functions(self.model), device),
         }
 
     def step(self, meter: StageMeter) -> None:
-        """One step of training."""
+        """Runs one training step, with the backward pass and the optimizer as stages of the meter."""
         self.optimizer.zero_grad()
         with EventStorage(), self.conditions.autocast():
             loss = sum(self.model(self.images).values())
@@ -205,7 +131,11 @@ class TrainingCase:
 
 
 class ProductCase:
-    """A large matrix product in the same dtype, whose rate stands for the peak of the machine as it is just now."""
+    """Times a large matrix product in the same dtype, whose rate stands for the peak of the machine at that time.
+
+    Args:
+        conditions: conditions of the measurement.
+    """
 
     def __init__(self, conditions: Conditions):
         self.device = conditions.device
@@ -214,16 +144,16 @@ class ProductCase:
         self.factors = torch.rand(2, side, side, device=self.device, dtype=DTYPES[conditions.dtype])
 
     def sample(self) -> dict[str, float]:
-        """Seconds."""
+        """Measures once, in seconds."""
         matmul = torch.backends.cuda.matmul
-        before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # as convolutions have it
+        before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # like convolutions
         try:
             return {"product": _seconds(lambda: torch.mm(*self.factors), self.device)}
         finally:
             matmul.allow_tf32 = before
 
 
-def _seconds(call, device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     clock = synchronized_clock(device)
     start = clock()
     call()

@@ -1,4 +1,4 @@
-"""What a training's loader reaches, and which step of making an image ready costs most."""
+"""The throughput of the training loader, and the time of each step that prepares an image."""
 
 import itertools
 import time
@@ -8,19 +8,25 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.transforms import AugmentationList
 
-from clq.benchmark.profiling import Place, seconds_by_stage
+from clq.benchmark.profiling import StageFunction, seconds_by_stage
 from clq.data import mapper
 from clq.engine.trainer import Trainer
 
 _STEPS = [
-    Place("read and decode", mapper, "read_image"),
-    Place("augment", AugmentationList, "__call__"),
-    Place("annotations", mapper.BoxMapper, "_transform_annotations"),
+    StageFunction("read and decode", mapper, "read_image"),
+    StageFunction("augment", AugmentationList, "__call__"),
+    StageFunction("annotations", mapper.BoxMapper, "_transform_annotations"),
 ]
 
 
 def images_per_second(cfg: CfgNode, workers: int, seconds: float) -> float:
-    """Of the training loader with so many worker processes, over that time, after each worker's first batches."""
+    """Measures the images per second of the training loader, after the first batches of each worker.
+
+    Args:
+        cfg: config of the training.
+        workers: number of worker processes; 0 loads in this process.
+        seconds: duration of the measurement.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = workers
@@ -34,9 +40,16 @@ def images_per_second(cfg: CfgNode, workers: int, seconds: float) -> float:
 
 
 def seconds_by_step(cfg: CfgNode, num_images: int) -> dict[str, float]:
-    """Mean seconds of the mapper's steps for one image, in this process; ``rest``: copy of the record, the tensor."""
-    make = mapper.build_train_mapper(cfg)
+    """Measures the mean seconds of each step of the mapper for one image, in this process.
+
+    The step ``rest`` is what the others leave: copying the record and making the tensor.
+
+    Args:
+        cfg: config of the training.
+        num_images: number of images to take the mean of.
+    """
+    prepare = mapper.build_train_mapper(cfg)
     dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     records = list(itertools.islice(itertools.cycle(dataset), num_images))
-    spent = seconds_by_stage(lambda _: [make(record) for record in records], _STEPS, torch.device("cpu"))
+    spent = seconds_by_stage(lambda _: [prepare(record) for record in records], _STEPS, torch.device("cpu"))
     return {step: seconds / num_images for step, seconds in spent.items()}

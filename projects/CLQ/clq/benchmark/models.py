@@ -1,67 +1,131 @@
-"""Several configs measured in one run: latency by stage, training steps, arithmetic and memory."""
+"""Measures several variants in one run: latency by stage, training steps, arithmetic and memory."""
 
 import platform
 import re
 import resource
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
-from clq.benchmark.cases import (
-    NUM_CANDIDATES,
-    Conditions,
-    InferenceCase,
-    ProductCase,
-    Row,
-    TrainingCase,
-    build_for_inference,
-)
-from clq.benchmark.profiling import (
-    CONVOLUTIONS,
-    INFERENCE_STAGES,
-    TRAINING_STAGES,
-    StageMeter,
-    count_parameters,
-    flops_by_stage,
-)
+from clq.benchmark.cases import InferenceCase, ProductCase, TrainingCase, build_for_inference
+from clq.benchmark.conditions import BenchmarkVariant, Conditions
+from clq.benchmark.profiling import CONVOLUTIONS, StageMeter, count_parameters, flops_by_stage
 from clq.benchmark.synthetic import random_image
 
 _MEMORY = {
-    "cuda": "what torch's allocator gave to tensors at the peak",
-    "cpu": "the largest resident set of a process that does nothing else, Python and libraries included",
+    "cuda": "peak of the memory that torch's allocator gave to tensors",
+    "cpu": "largest resident set of a process that does nothing else, Python and libraries included",
     "mps": "not known on this device",
 }
 
-_NONE = "–"
+
+class Spread(TypedDict):
+    """Distribution of a time over the rounds, in seconds."""
+
+    median: float
+    p90: float
 
 
-def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict, dict[str, dict]]:
-    """The machine, and what each row costs on it, both as they go into json.
+class InferenceCosts(TypedDict):
+    """Costs of inference; the times are in seconds."""
 
-    Rounds go over all rows, so that a machine whose speed drifts favours none; the first round warms up.
+    latency_s: Spread
+    stages_s: dict[str, float]
+    crowded_decode_s: float | None
+    images_per_s: dict[int, float]  # by the size of the batch
+    share_of_peak: float | None
+
+
+class TrainingCosts(TypedDict):
+    """Costs of a training step, in seconds."""
+
+    step_s: Spread
+    stages_s: dict[str, float]
+
+
+class PeakMemory(TypedDict):
+    """Bytes at the peak; None where they were not measured, or are not known on the device."""
+
+    inference: int | None
+    training: int | None
+
+
+class Costs(TypedDict):
+    """Everything measured of one variant, and how it was configured."""
+
+    config: str
+    opts: tuple[str, ...]
+    as_built: bool
+    parameters: int
+    multiply_adds: dict[str, float]  # by stage
+    inference: InferenceCosts
+    training: TrainingCosts | None
+    peak_memory_bytes: PeakMemory
+
+
+class Machine(TypedDict):
+    """The machine and the conditions of a run."""
+
+    torch: str
+    device: str
+    device_name: str
+    threads: int
+    dtype: str
+    tf32: bool
+    size: tuple[int, int]
+    batch: int
+    repeats: int
+    memory: str
+    peak_multiply_adds_per_s: float
+
+
+class _Case(Protocol):
+    def sample(self) -> dict[str, float]: ...
+
+
+def measure(
+    variants: Sequence[BenchmarkVariant], conditions: Conditions, repeats: int
+) -> tuple[Machine, dict[str, Costs]]:
+    """Measures variants under the same conditions.
+
+    The variants take turns in each round, so that a drift in the machine's speed favours none of them. The first round
+    is a warm-up and is not counted.
+
+    Args:
+        variants: variants to measure.
+        conditions: conditions of the measurement.
+        repeats: number of counted rounds.
+
+    Returns:
+        The machine, and the costs of each variant by its name; both can be written as JSON.
 
     Raises:
-        UserError: a config is of no detector of boxes.
+        UserError: a config has a mistake, or is not for a box detector.
     """
-    configs = [row.config(conditions.device) for row in rows]
-    memory = [peak_memory(row, conditions) for row in rows]
-    cases = [InferenceCase(cfg, conditions, row.as_built) for cfg, row in zip(configs, rows, strict=True)]
+    configs = [variant.config(conditions.device) for variant in variants]
+    memory = [peak_memory(variant, conditions) for variant in variants]
+    cases = [InferenceCase(cfg, conditions, variant.as_built) for cfg, variant in zip(configs, variants, strict=True)]
     product = ProductCase(conditions)
     *samples, products = _in_turn([*cases, product], repeats)
-    rate = product.multiply_adds / np.median(products["product"])
-    results = {}
-    for row, case, sample, peak in zip(rows, cases, samples, memory, strict=True):
-        counts = {
+    rate = product.multiply_adds / float(np.median(products["product"]))
+    results: dict[str, Costs] = {}
+    for variant, case, sample, peak in zip(variants, cases, samples, memory, strict=True):
+        flops = flops_by_stage(case.model, conditions.size)
+        results[variant.name] = {
+            "config": variant.config_file,
+            "opts": variant.opts,
+            "as_built": variant.as_built,
             "parameters": count_parameters(case.model),
-            "multiply_adds": flops_by_stage(case.model, conditions.size),
+            "multiply_adds": flops,
+            "inference": _inference_costs(sample, flops=flops, rate=rate, batch=conditions.batch),
+            "training": None,
+            "peak_memory_bytes": peak,
         }
-        inference = _inference_summary(sample, counts["multiply_adds"], rate, conditions.batch)
-        config = {"config": row.config_file, "opts": row.opts, "as_built": row.as_built}
-        results[row.name] = {**config, **counts, "inference": inference, "training": None, "peak_memory_bytes": peak}
     cases.clear()
     if conditions.train:
         samples = _in_turn([TrainingCase(cfg, conditions) for cfg in configs], repeats)
@@ -70,13 +134,23 @@ def measure(rows: list[Row], conditions: Conditions, repeats: int) -> tuple[dict
     return _machine(conditions, repeats, rate), results
 
 
-def _in_turn(cases: list, repeats: int) -> list[dict[str, list[float]]]:
-    """For each case, the values of all its samples but the first."""
+def _in_turn(cases: Sequence[_Case], repeats: int) -> list[dict[str, list[float]]]:
+    """Samples the cases in turn; returns the values of each case in all rounds except for the first."""
     rounds = [[case.sample() for case in cases] for _ in range(repeats + 1)][1:]
     return [{key: [sample[key] for sample in samples] for key in samples[0]} for samples in zip(*rounds, strict=True)]
 
 
-def _inference_summary(sample: dict, flops: dict[str, float], rate: float, batch: int) -> dict:
+def _inference_costs(
+    sample: dict[str, list[float]], *, flops: dict[str, float], rate: float, batch: int
+) -> InferenceCosts:
+    """Summarizes the samples of an :class:`InferenceCase`.
+
+    Args:
+        sample: measured values by name.
+        flops: multiply-adds of each stage.
+        rate: multiply-adds per second that the machine can reach.
+        batch: number of images of the larger batch.
+    """
     latency, larger, crowded = sample.pop("latency"), sample.pop("batch"), sample.pop("crowded", None)
     stages = _medians(sample)
     convolutions = [stage for stage in CONVOLUTIONS if stage in stages]
@@ -90,7 +164,7 @@ def _inference_summary(sample: dict, flops: dict[str, float], rate: float, batch
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float]) -> Spread:
     return {"median": float(np.median(values)), "p90": float(np.percentile(values, 90))}
 
 
@@ -98,7 +172,7 @@ def _medians(samples: dict[str, list[float]]) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in samples.items()}
 
 
-def _machine(conditions: Conditions, repeats: int, rate: float) -> dict:
+def _machine(conditions: Conditions, repeats: int, rate: float) -> Machine:
     device = conditions.device
     processor = f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
@@ -116,98 +190,47 @@ def _machine(conditions: Conditions, repeats: int, rate: float) -> dict:
     }
 
 
-def peak_memory(row: Row, conditions: Conditions) -> dict[str, int | None]:
-    """Bytes at the peak of one inference and of two training steps, in a process of its own.
+def peak_memory(variant: BenchmarkVariant, conditions: Conditions) -> PeakMemory:
+    """Measures the memory at the peak of one inference and of two training steps, in a separate process.
 
-    CUDA: what torch's allocator gave to tensors. CPU: the process's largest resident set, Python and libraries
-    included. None where there is no such count (MPS), or no training is measured.
+    On CUDA this is what torch's allocator gave to tensors; on the CPU it is the largest resident set of the process,
+    Python and libraries included.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_memory, row, conditions, torch.get_num_threads()).result()
+        return pool.submit(measure_memory, variant, conditions, torch.get_num_threads()).result()
 
 
-def measure_memory(row: Row, conditions: Conditions, threads: int) -> dict[str, int | None]:
-    """:func:`peak_memory`, as far as this process has not had a higher peak before."""
+def measure_memory(variant: BenchmarkVariant, conditions: Conditions, threads: int) -> PeakMemory:
+    """Measures :func:`peak_memory` in this process, whose earlier peaks count too.
+
+    Args:
+        variant: variant to measure.
+        conditions: conditions of the measurement.
+        threads: number of CPU threads.
+    """
     torch.set_num_threads(threads)
-    cfg = row.config(conditions.device)
-    peaks: dict[str, int | None] = {"inference": None, "training": None}
-    model, image = build_for_inference(cfg, row.as_built), random_image(*conditions.size)
+    cfg = variant.config(conditions.device)
+    model, image = build_for_inference(cfg, variant.as_built), random_image(*conditions.size)
     with torch.no_grad(), conditions.autocast():
         model([image])
-    peaks["inference"] = peak_so_far(conditions.device)
+    peaks: PeakMemory = {"inference": peak_so_far(conditions.device), "training": None}
     del model
     if conditions.train:
         case = TrainingCase(cfg, conditions)
-        for _ in range(2):  # the first makes the optimizer's state
+        for _ in range(2):  # the first step creates the state of the optimizer
             case.step(StageMeter(float))
         peaks["training"] = peak_so_far(conditions.device)
     return peaks
 
 
 def peak_so_far(device: torch.device) -> int | None:
-    """Bytes at the peak of this process; see :func:`peak_memory`."""
+    """Returns the bytes at the peak of this process, see :func:`peak_memory`; None if they are not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux's ru_maxrss starts from the peak of the process that started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def format_table(machine: dict, results: dict[str, dict]) -> str:
-    """:func:`measure`'s as a table, one column a row of parts, a dash for what a model does not have, and a legend."""
-    columns = [_cells(result, machine["batch"]) for result in results.values()]
-    lines = [[label, *(column[label] for column in columns)] for label in columns[0]]
-    lines = [line for line in lines if set(line[1:]) != {_NONE}]  # a stage that no model here has
-    table = tabulate(
-        lines, ["", *results], "github", disable_numparse=True, colalign=["left", *["right"] * len(results)]
-    )
-    height, width = machine["size"]
-    as_built = "".join(f"; {name} as built" for name, result in results.items() if result["as_built"])
-    legend = [
-        f"{height}x{width}, {machine['device_name']}, {machine['dtype']}{' (TF32)' if machine['tf32'] else ''}, "
-        f"{machine['threads']} threads, torch {machine['torch']}; medians of {machine['repeats']} rounds.",
-        f"Inference: norms folded, channels last, as in demo.py{as_built}. Training: channels last, as in "
-        "train_net.py; its data are images in memory, put on the device and into a batch.",
-        "Stages: from other calls than the time above them, with a clock at each that waits for the device.",
-        f"Share of the peak: backbone, FPN and head, of {machine['peak_multiply_adds_per_s'] / 1e9:.4g} G "
-        "multiply-adds a second, what a large matrix product reached between the rows.",
-        "A multiply-add counts once, as in fvcore; those of convolutions and matrix products.",
-        f"Memory: {machine['memory']}.",
-    ]
-    return "\n".join([table, "", *legend])
-
-
-def _cells(result: dict, batch: int) -> dict[str, str]:
-    """Label -> value of one column."""
-    inference, training, memory = result["inference"], result["training"], result["peak_memory_bytes"]
-    cells = {
-        "inference, batch 1: ms, median": _number(inference["latency_s"]["median"], 1e3),
-        "ms, 90th percentile": _number(inference["latency_s"]["p90"], 1e3),
-        **_stage_cells(inference["stages_s"], INFERENCE_STAGES),
-        f"decode+NMS, {NUM_CANDIDATES} above threshold": _number(inference["crowded_decode_s"], 1e3),
-        **{f"images/s, batch {n}": _number(rate) for n, rate in inference["images_per_s"].items()},
-        "share of the machine's peak (%)": _number(inference["share_of_peak"], 100),
-        "peak memory (GiB)": _number(memory["inference"], 2**-30),
-        "parameters (M)": _number(result["parameters"], 1e-6),
-        "multiply-adds (G)": _number(sum(result["multiply_adds"].values()), 1e-9),
-    }
-    if training is None:
-        return cells
-    return cells | {
-        f"training step, batch {batch}: ms, median": _number(training["step_s"]["median"], 1e3),
-        "training: ms, 90th percentile": _number(training["step_s"]["p90"], 1e3),
-        **_stage_cells(training["stages_s"], TRAINING_STAGES, "training: "),
-        "training: peak memory (GiB)": _number(memory["training"], 2**-30),
-    }
-
-
-def _stage_cells(stages: dict[str, float], names: tuple[str, ...], prefix: str = "") -> dict[str, str]:
-    total = _number(sum(stages.values()), 1e3)
-    return {f"- {prefix}{name}": _number(stages.get(name), 1e3) for name in names} | {f"- {prefix}sum": total}
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    return _NONE if value is None else f"{value * factor:.4g}"
+    # ru_maxrss on Linux starts from the peak of the process that started this one, so it is not read there.
+    if status.is_file() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(peak[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

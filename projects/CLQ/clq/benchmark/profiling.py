@@ -1,8 +1,8 @@
 """Where a detector's time and arithmetic go: stages of a call, multiply-adds, parameters.
 
-A stage is time spent in some functions of a model, without that of the stages inside them: the FPN's forward calls the
-bottom-up network's, and is charged for its own convolutions alone. What no stage claims is the ``rest``; so stages and
-rest sum to the whole by construction.
+A stage is what some functions of a model cost, without the stages inside them. For example, the FPN's forward calls
+that of the bottom-up network, and is charged for its own convolutions only. What belongs to no stage is the ``rest``,
+so the stages and the rest add up to the whole.
 """
 
 import contextlib
@@ -14,71 +14,78 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from clq.modeling.assign.atss import ATSSMatcher
-from clq.modeling.assign.task_aligned import TaskAlignedMatcher
-from clq.modeling.head.feature_alignment import AlignConv
+from clq.modeling.head.feature_alignment import FeatureAlignment
 from clq.modeling.head.refinement import SampledBoxes
 
 REST = "rest"
 INFERENCE_STAGES = "preprocessing", "backbone", "FPN", "head", "alignment", "compiled network", "decode+NMS", REST
 TRAINING_STAGES = "data", "forward", "matching", "loss", "backward", "optimizer", REST
-CONVOLUTIONS = "backbone", "FPN", "head", "compiled network"  # stages that are convolutions for the most part
+CONVOLUTIONS = "backbone", "FPN", "head", "compiled network"  # stages that consist of convolutions for the most part
 
 
-class Place(NamedTuple):
-    """A function that belongs to a stage: ``getattr(owner, attribute)``."""
+class StageFunction(NamedTuple):
+    """A function that belongs to a stage.
+
+    Attributes:
+        stage: name of the stage.
+        owner: object, class or module that has the function.
+        attribute: name of the function in its owner.
+    """
 
     stage: str
     owner: object
     attribute: str
 
 
-def inference_places(model: nn.Module) -> list[Place]:
-    """Where the stages of a detector's inference begin and end; a model that lacks a part lacks that stage.
+def inference_functions(model: nn.Module) -> list[StageFunction]:
+    """The functions of a detector that are the stages of its inference.
 
-    The alignment is every deformable convolution that follows a box, and TOOD's sampling of the boxes. Detectors that
-    are no :class:`DenseDetector` (two-stage ones) have no head here: proposals and regions are their rest. A compiled
-    network (``MODEL.CLQ.COMPILE``) is one stage: a clock inside would have it cut in pieces.
+    A model that lacks a part lacks that stage. The alignment consists of all deformable convolutions whose offsets
+    come from boxes, and of TOOD's sampling of the boxes. Two-stage detectors have no head here, so their proposals and
+    regions count as rest. A compiled network (``MODEL.CLQ.COMPILE``) is one stage, because clocks inside it would break
+    the compiled graph.
     """
     backbone = getattr(model, "backbone", None)
     bottom_up = getattr(backbone, "bottom_up", None)
-    places = [Place("preprocessing", model, "preprocess_image"), Place("decode+NMS", model, "forward_inference")]
+    functions = [
+        StageFunction("preprocessing", model, "preprocess_image"),
+        StageFunction("decode+NMS", model, "forward_inference"),
+    ]
     if getattr(model, "compiled", False):
-        return [*places, Place("compiled network", model, "predict")]
-    places += [
-        Place("backbone" if bottom_up is None else "FPN", backbone, "forward"),
-        Place("backbone", bottom_up, "forward"),
-        Place("head", getattr(model, "head", None), "forward"),
+        return [*functions, StageFunction("compiled network", model, "predict")]
+    functions += [
+        StageFunction("backbone" if bottom_up is None else "FPN", backbone, "forward"),
+        StageFunction("backbone", bottom_up, "forward"),
+        StageFunction("head", getattr(model, "head", None), "forward"),
     ]
-    aligning = (m for m in model.modules() if isinstance(m, (AlignConv, SampledBoxes)))
-    places += [Place("alignment", module, "forward") for module in aligning]
-    return [place for place in places if hasattr(place.owner, place.attribute)]
+    aligning = (m for m in model.modules() if isinstance(m, (FeatureAlignment, SampledBoxes)))
+    functions += [StageFunction("alignment", module, "forward") for module in aligning]
+    return [function for function in functions if hasattr(function.owner, function.attribute)]
 
 
-def training_places(model: nn.Module) -> list[Place]:
-    """Where the stages of a training step's forward pass begin and end; its other stages are the caller's own.
+def training_functions(model: nn.Module) -> list[StageFunction]:
+    """The functions of a detector that are the stages of the forward pass of its training step.
 
-    Matching is this project's two matchers, and ``label_anchors`` of Detectron2's RetinaNet and FCOS.
+    The stage ``matching`` is the assigner of a CLQ model, and ``label_anchors`` of Detectron2's RetinaNet and FCOS.
     """
-    places = [
-        Place("data", model, "preprocess_image"),
-        Place("forward", model, "forward"),
-        Place("loss", model, "forward_training"),
-        Place("matching", model, "label_anchors"),
+    functions = [
+        StageFunction("data", model, "preprocess_image"),
+        StageFunction("forward", model, "forward"),
+        StageFunction("loss", model, "forward_training"),
+        StageFunction("matching", model, "assigner"),
+        StageFunction("matching", model, "label_anchors"),
     ]
-    if hasattr(model, "matcher"):  # a call looks its function up in the class, not in the object
-        places += [Place("matching", matcher, "__call__") for matcher in (ATSSMatcher, TaskAlignedMatcher)]
-    return [place for place in places if hasattr(place.owner, place.attribute)]
+    return [function for function in functions if hasattr(function.owner, function.attribute)]
 
 
 class StageMeter:
-    """Splits what a call consumes among stages.
+    """Divides what a call costs among stages.
 
     Args:
-        read: a reading that only grows: seconds, multiply-adds.
+        read: function that reads a counter which never decreases, such as seconds or multiply-adds.
 
     Attributes:
-        spent: name of each stage -> what was read in it, without the stages inside it.
+        spent: by how much the counter grew in each stage, without the stages inside it, by the name of the stage.
     """
 
     def __init__(self, read: Callable[[], float]):
@@ -87,10 +94,10 @@ class StageMeter:
         self._start()
 
     @contextlib.contextmanager
-    def on(self, places: list[Place]) -> Iterator["StageMeter"]:
-        """Measures what runs inside the ``with``, the functions of the places as their stages; then undoes that."""
+    def measuring(self, functions: list[StageFunction]) -> Iterator["StageMeter"]:
+        """Measures the code inside the ``with``, in which the given functions are wrapped as their stages."""
         with contextlib.ExitStack() as stack:
-            for stage, owner, attribute in places:
+            for stage, owner, attribute in functions:
                 self.spent[stage] = 0.0
                 stack.enter_context(_replaced(owner, attribute, self._metered(stage, getattr(owner, attribute))))
             self._start()
@@ -99,7 +106,7 @@ class StageMeter:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Charges what runs inside the ``with`` to this stage."""
+        """Charges the code inside the ``with`` to this stage."""
         self._charge()
         self._running.append(name)
         try:
@@ -127,67 +134,75 @@ class StageMeter:
 
 @contextlib.contextmanager
 def _replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
-    """Another value in an object's attribute, which may be one of its class's, or one that it does not have."""
-    own = attribute in vars(owner)
+    """Replaces the attribute of an object inside the ``with``; the object may inherit the attribute, or lack it."""
+    is_own = attribute in vars(owner)
     before = getattr(owner, attribute, None)
     setattr(owner, attribute, value)
     try:
         yield
     finally:
-        if own:
+        if is_own:
             setattr(owner, attribute, before)
         else:
             delattr(owner, attribute)
 
 
 def synchronized_clock(device: torch.device) -> Callable[[], float]:
-    """A clock, in seconds, that waits for what was queued on the device before it is read."""
-    wait = getattr(torch, device.type).synchronize  # of torch.cpu, torch.cuda, torch.mps
+    """Returns a clock, in seconds, each reading of which is a host-device synchronization."""
+    synchronize = getattr(torch, device.type).synchronize  # in torch.cpu, torch.cuda or torch.mps
 
     def read() -> float:
-        wait()
+        synchronize()
         return time.perf_counter()
 
     return read
 
 
-def seconds_by_stage(call: Callable[[StageMeter], object], places: list[Place], device: torch.device) -> dict:
-    """Seconds of each stage, and of the rest, of ``call(meter)``."""
-    with StageMeter(synchronized_clock(device)).on(places) as meter:
+def seconds_by_stage(
+    call: Callable[[StageMeter], object], functions: list[StageFunction], device: torch.device
+) -> dict[str, float]:
+    """Measures the seconds of each stage, and of the rest, of ``call(meter)``.
+
+    Args:
+        call: function to measure; it may charge further stages to the meter that it gets.
+        functions: functions that are stages.
+        device: device on which the call runs.
+    """
+    with StageMeter(synchronized_clock(device)).measuring(functions) as meter:
         call(meter)
     return meter.spent
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers in all parameters, frozen ones too; buffers, such as FrozenBN's, are none."""
+    """Counts the values of all parameters, including frozen ones; buffers, such as those of FrozenBN, do not count."""
     return sum(p.numel() for p in model.parameters())
 
 
 def count_flops(model: nn.Module, size: tuple[int, int]) -> float:
-    """Multiply-adds of one image's inference; see :func:`flops_by_stage`."""
+    """Counts the multiply-adds of the inference of one image; see :func:`flops_by_stage`."""
     return sum(flops_by_stage(model, size).values())
 
 
 def flops_by_stage(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
-    """Multiply-adds of each stage of one image's inference.
+    """Counts the multiply-adds of each stage of the inference of one image.
 
-    One multiply-add is one, as fvcore and this field's tables have it; twice that is operations. Counted are the ops
-    that run: convolutions (deformable ones too) and matrix products, whatever module calls them, with or without
-    autocast. Not counted: biases, normalisation, activations, bilinear sampling, resizing, decoding, NMS; nor
-    Detectron2's own compiled deformable convolutions, which torch does not see.
+    A multiply-add counts once, as in fvcore and in published tables, and not as two operations. All convolutions
+    (including deformable ones) and matrix products that run are counted, whatever module calls them, with or without
+    autocast. Biases, normalization, activations, bilinear sampling, resizing, decoding and NMS are not counted, and
+    neither are Detectron2's own compiled deformable convolutions, which torch cannot see.
 
     Args:
-        model: a detector of Detectron2's interface.
-        size: (H, W) of the network's input in pixels, before the padding that the backbone asks for.
+        model: detector with Detectron2's interface.
+        size: (H, W) of the network's input in pixels, before the padding that the backbone needs.
     """
     image = torch.zeros(3, *size, dtype=torch.uint8)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops})
-    meter = StageMeter(lambda: counter.get_total_flops() / 2)  # torch counts operations
+    meter = StageMeter(lambda: counter.get_total_flops() / 2)  # torch counts two operations for each
     was_training = model.training
     model.eval()
     try:
-        # What is compiled is counted as it was written: the counter sees torch's operations, not kernels made of them.
-        with torch.no_grad(), counter, meter.on(inference_places(model)), _replaced(model, "compiled", False):
+        # A compiled network runs uncompiled here, because the counter sees the operations of torch but no kernels.
+        with torch.no_grad(), counter, meter.measuring(inference_functions(model)), _replaced(model, "compiled", False):
             model([{"image": image}])
     finally:
         model.train(was_training)
@@ -195,5 +210,5 @@ def flops_by_stage(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
 
 
 def _deform_conv2d_flops(x_shape, weight_shape, *args, out_shape, **kwargs) -> int:
-    """Operations of torchvision's op, from shapes: those of the convolution, sampling left out."""
+    """Operations of torchvision's deformable convolution, which are those of a convolution without the sampling."""
     return conv_flop_count(x_shape, weight_shape, out_shape)

@@ -1,4 +1,4 @@
-"""Generated images, ground truths and predictions, to measure on; all numbers come from torch's generator."""
+"""Generated images, ground truths and predictions to measure on, all drawn from torch's random generator."""
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def random_boxes(count: int, height: int, width: int) -> Tensor:
-    """(count, 4) boxes of 8 to about 400 pixels, all sizes equally likely on a log scale, inside the image."""
+    """Draws (count, 4) boxes inside the image, XYXY, with sides of 8 to about 400 pixels, uniform on a log scale."""
     size = 8 * 50 ** torch.rand(count, 2)
     center = torch.rand(count, 2) * torch.tensor([width, height])
     limit = torch.tensor([width, height]).float()
@@ -14,7 +14,7 @@ def random_boxes(count: int, height: int, width: int) -> Tensor:
 
 
 def random_image(height: int, width: int) -> dict:
-    """A noise image with 20 boxes, in Detectron2's format."""
+    """Makes a noise image with 20 boxes, in Detectron2's format."""
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(random_boxes(20, height, width))
     instances.gt_classes = torch.zeros(20, dtype=torch.int64)
@@ -22,14 +22,14 @@ def random_image(height: int, width: int) -> dict:
 
 
 def make_candidates(cls_logits: list[Tensor], count: int) -> None:
-    """Overwrites class logits: so many, at random places and of random classes, score 0.5 to 0.98, all others nothing.
+    """Overwrites class logits so that a given number of them scores 0.5 to 0.98, and all others almost 0.
 
-    A larger bias alone would not do: random weights put all candidates of an image into a few places, and the number
-    of them that pass a threshold would differ from detector to detector.
+    The locations and classes of these candidates are random. A larger bias would not do instead: with random weights,
+    all candidates of an image are at a few locations, and how many pass a threshold differs between detectors.
 
     Args:
-        cls_logits: per level, of any shape.
-        count: or all of them where there are fewer.
+        cls_logits: class logits of each level, of any shape; changed in place.
+        count: number of candidates; if there are fewer logits, all of them become candidates.
     """
     flat = torch.full((sum(x.numel() for x in cls_logits),), -20.0)
     where = torch.randperm(len(flat))[:count]

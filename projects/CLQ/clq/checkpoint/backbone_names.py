@@ -1,13 +1,14 @@
-"""Names of a body's weights: torchvision's and MMDetection's -> Detectron2's."""
+"""Renames the weights of a backbone from torchvision and MMDetection to Detectron2."""
 
 import re
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-BODY = "backbone.bottom_up."  # in front of Detectron2's, in a detector with an FPN
-# Of the bodies of the others: of all ResNets, of all ShuffleNets.
-BODY_MARKS = "layer1.0.conv1.weight", "stage2.0.branch1.0.weight"
+BOTTOM_UP = "backbone.bottom_up."  # prefix of the backbone's weights in a detector with an FPN
+# A weight that every ResNet and Res2Net of torchvision or MMDetection has, and one that every ShuffleNet has.
+TYPICAL_KEYS = "layer1.0.conv1.weight", "stage2.0.branch1.0.weight"
 
-# Their names of a body's weights -> Detectron2's, after layer1 to layer4 have become res2 to res5.
+# Patterns of names in torchvision or MMDetection, with layer1 to layer4 renamed to res2 to res5 -> names in Detectron2.
 _BLOCK = (
     (r"(res\d\.\d+)\.conv(\d)\.(\w+)", r"\1.conv\2.\3"),
     (r"(res\d\.\d+)\.bn(\d)\.(\w+)", r"\1.conv\2.norm.\3"),
@@ -27,32 +28,57 @@ _RES2NET = (
     (r"(res\d\.\d+)\.convs\.(\d)\.(\w+)", r"\1.conv2.\2.\3"),
     (r"(res\d\.\d+)\.bns\.(\d)\.(\w+)", r"\1.conv2.\2.norm.\3"),
     (r"(res\d\.\d+)\.convs\.(\d)\.conv_offset\.(\w+)", r"\1.conv2_offset.\2.\3"),
-    (r"(res\d\.\d+)\.downsample\.1\.(\w+)", r"\1.shortcut.\2"),  # 0 is the average pooling
+    (r"(res\d\.\d+)\.downsample\.1\.(\w+)", r"\1.shortcut.\2"),  # downsample.0 is the average pooling
     (r"(res\d\.\d+)\.downsample\.2\.(\w+)", r"\1.shortcut.norm.\2"),
 )
-_SHUFFLENET = ((r"((?:conv1\.\d|stage\d)\..+)", r"\1"),)  # torchvision's own names
+_SHUFFLENET = ((r"((?:conv1\.\d|stage\d)\..+)", r"\1"),)  # Detectron2's modules have torchvision's names
 
 
-def body_names(keys: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Detectron2's names of a whole body's weights, and the keys that have none.
+class BackboneNames(NamedTuple):
+    """How the weights of a backbone are called in Detectron2.
 
-    The classifier (``fc``, ``conv5``) and the batch counters, which a detector has no use for, are in neither.
+    Attributes:
+        names: name in a detector for each key that has one.
+        unknown: keys of weights that no known backbone has.
     """
-    table = _RES2NET if "layer1.0.convs.0.weight" in keys else (*_RESNET, *_SHUFFLENET)  # downsample.1 differs
-    names, unknown = {}, []
+
+    names: dict[str, str]
+    unknown: list[str]
+
+
+def backbone_names(keys: Collection[str]) -> BackboneNames:
+    """Finds Detectron2's names for the weights of a whole ResNet, Res2Net or ShuffleNet.
+
+    The classifier (``fc``, ``conv5``) and the counters of batches, which a detector does not need, are left out.
+
+    Args:
+        keys: names of all weights in torchvision or MMDetection.
+    """
+    # A ResNet and a Res2Net have different layers called downsample.1, so there are two tables.
+    table = _RES2NET if "layer1.0.convs.0.weight" in keys else (*_RESNET, *_SHUFFLENET)
+    names: dict[str, str] = {}
+    unknown: list[str] = []
     for key in keys:
         if key.startswith(("fc.", "conv5.")) or key.endswith(".num_batches_tracked"):
             continue
         if name := rename(re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key), table):
-            names[key] = BODY + name
+            names[key] = BOTTOM_UP + name
         else:
             unknown.append(key)
-    return names, unknown
+    return BackboneNames(names, unknown)
 
 
 def rename(key: str, table: Iterable[tuple[str, str]]) -> str | None:
-    """The name that the first fitting (pattern, replacement) of a table makes of a key, or None."""
-    for pattern, name in table:
-        if re.fullmatch(pattern, key):
-            return re.sub(pattern, name, key)
+    """Renames a key by the first entry of a table that matches it.
+
+    Args:
+        key: name of a weight.
+        table: pairs of a pattern, which must match the whole key, and its replacement.
+
+    Returns:
+        The new name, or None if no pattern matches.
+    """
+    for pattern, replacement in table:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement)
     return None

@@ -1,103 +1,143 @@
-"""Loading weights: torchvision's ImageNet bodies, and one readable line for a file that does not fit the model."""
+"""Loads weights into models, and reports in one line those that do not fit."""
 
 import logging
 import os
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from iopath.common.file_io import file_lock
 from torch import Tensor
 
-from clq.checkpoint.backbone_names import BODY, BODY_MARKS, body_names
+from clq.checkpoint.backbone_names import BOTTOM_UP, TYPICAL_KEYS
+from clq.checkpoint.finite import find_nonfinite
+from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
+from clq.checkpoint.storage import DamagedFile, read_weights, save_torch
+from clq.checkpoint.torchvision_weights import TORCHVISION, torchvision_file, torchvision_to_detectron2
 from clq.errors import UserError
+from clq.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-TORCHVISION = "torchvision://"
-TORCHVISION_BODIES = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
-)
-CLASS_LAYER = re.compile(r"head\.(heads\.\d+\.)?cls_logits\.")  # of the one head, or of each level's
+CLASS_LAYER = re.compile(r"head\.(heads\.\d+\.)?cls_logits\.")  # in the shared head, or in the head of each level
 
 
-def torchvision_to_detectron2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of a ResNet, Res2Net or ShuffleNet to those of a detector's, under ``backbone.bottom_up``.
+class Mismatch(NamedTuple):
+    """How weights differ from those of a model. As text, it gives the number and one example of each difference.
 
-    The classifier (``fc``, ``conv5``) and the batch counters, which a detector has no use for, are left out.
-
-    Args:
-        state_dict: with the names of torchvision, or of MMDetection where that has none: deformable convolutions, and
-            Res2Net in its v1d form.
-
-    Raises:
-        UserError: a weight that no such body has.
+    Attributes:
+        missing: names of weights that the model has alone.
+        unknown: names of weights that the model does not have.
+        shapes: name, shape in the file and shape in the model of weights whose shapes differ.
     """
-    names, unknown = body_names(state_dict)
-    if unknown:
-        raise UserError(
-            f"{unknown[0]}: no body of torchvision's has this weight, nor has a Res2Net; use one of "
-            f"{', '.join(TORCHVISION_BODIES)}."
-        )
-    return {name: state_dict[key] for key, name in names.items()}
 
+    missing: list[str]
+    unknown: list[str]
+    shapes: list[tuple[str, Sequence[int], Sequence[int]]]
 
-def _torchvision_file(name: str) -> str:
-    """The file of a body's ImageNet weights (IMAGENET1K_V1) in torch.hub's cache, downloaded when it is not there."""
-    if name not in TORCHVISION_BODIES:
-        raise UserError(f"{TORCHVISION}{name}: no such body; use one of {', '.join(TORCHVISION_BODIES)}.")
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
-    if not os.path.isfile(path):
-        with file_lock(path):  # the processes of one machine start together: the first one downloads
-            weights.get_state_dict(progress=True, check_hash=True)
-    return path
+    def __str__(self) -> str:
+        missing = sorted(set(self.missing) - {key for key, _, _ in self.shapes})
+        shapes = [f"{key} {list(theirs)} instead of {list(ours)}" for key, theirs, ours in self.shapes]
+        groups = {"missing": missing, "unknown": self.unknown, "of another shape": shapes}
+        return ", ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in groups.items() if keys)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also reads ``torchvision://NAME`` and refuses what does not fit.
+    """Detectron2's checkpointer, which also reads ``torchvision://NAME`` and refuses weights that do not fit.
 
-    Weights to start a training from must cover the whole body and may lack the rest; if they are for another number of
-    classes, the class layer keeps its initial values, with a warning. Weights to evaluate with, or to resume, must be
-    those of exactly this model.
+    Weights that a training starts from must cover the whole backbone and may lack the rest. If they are for another
+    number of classes, the class layer keeps its initial values, with a warning. Weights for evaluation, and those of a
+    training that is resumed, must be those of exactly this model.
 
     Args:
-        model: as in Detectron2.
-        save_dir: folder of the checkpoints written, as in Detectron2.
-        strict: True for evaluation and inference. Resuming is strict without being asked.
-        **kwargs: ``save_to_disk`` and the checkpointables, as in Detectron2.
+        model: model whose weights are loaded or saved.
+        save_dir: folder for the checkpoints to save.
+        strict: whether weights must be those of exactly this model, as in evaluation and inference. Resuming is always
+            strict.
+        max_gib: upper bound on the size of a checkpoint's content, in GiB.
+        **kwargs: ``save_to_disk`` and the checkpointables, see :class:`DetectionCheckpointer`.
     """
 
-    def __init__(self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
+    def __init__(
+        self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = False, max_gib: float = 16.0, **kwargs
+    ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
-        self._source = ""  # path or URL being loaded, as the user wrote it
+        self.max_gib = max_gib
+        self._source = ""  # the path or URL that is being loaded, as the user wrote it
 
-    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
-        """Loads a file, ``detectron2://``, ``https://`` or ``torchvision://`` into the model; see Detectron2.
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves model and checkpointables to ``name.pth``, which appears when it is whole, and names it as the last.
+
+        The best checkpoint is not named as the last one, because a training should not be resumed from it.
+
+        Args:
+            name: name of the file without its ending.
+            **kwargs: other data to save.
 
         Raises:
-            UserError: the file is missing, is no checkpoint, or does not fit the model.
+            UserError: a value to save is NaN or infinite, or the file cannot be written. The earlier checkpoints stay
+                as they are.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: x.state_dict() for key, x in self.checkpointables.items()})
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        if bad := find_nonfinite(data):
+            raise UserError(f"{path}: not written, because {bad} is not finite; continue from an older checkpoint.")
+        self.logger.info("Saving checkpoint to %s", path)
+        save_torch({**data, **kwargs}, path)
+        if name != BEST:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Writes the name of the last checkpoint to the folder, all at once."""
+        with write_atomically(os.path.join(self.save_dir, LAST), "w") as f:
+            f.write(last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether the folder has a checkpoint to resume; see :func:`~clq.checkpoint.folder.checkpoint_to_resume`."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume, or an empty text; see :func:`~clq.checkpoint.folder.checkpoint_to_resume`."""
+        return checkpoint_to_resume(self.save_dir) or ""
+
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
+        """Loads weights into the model.
+
+        Args:
+            path: path of a file, or a URL with ``detectron2://``, ``https://`` or ``torchvision://``; empty for none.
+            checkpointables: names of the other objects to restore; None for all.
+
+        Returns:
+            What the checkpoint holds besides the restored objects.
+
+        Raises:
+            UserError: the file is missing, is not a checkpoint, or does not fit the model.
         """
         self._source = path
         if path:
             path = self._fetch(path)
         elif self.strict:
-            raise UserError("MODEL.WEIGHTS is empty: name the checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth.")
+            raise UserError(
+                "MODEL.WEIGHTS is empty; give a checkpoint, for example MODEL.WEIGHTS output/model_final.pth."
+            )
         try:
             return super().load(path, checkpointables)
         finally:
-            # Detectron2 main's: an error would leave it set, and fail the next load.
+            # Detectron2 main leaves this set after an error, which would make the next load fail.
             self._parsed_url_during_load = None
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As in Detectron2; what is resumed must be a checkpoint of exactly this model."""
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Loads the last checkpoint if ``resume`` is True and there is one, and ``path`` otherwise.
+
+        Raises:
+            UserError: see :meth:`load`; a checkpoint to resume must be of exactly this model.
+        """
         strict = self.strict
         self.strict = strict or (resume and self.has_checkpoint())
         try:
@@ -106,63 +146,82 @@ class Checkpointer(DetectionCheckpointer):
             self.strict = strict
 
     def _fetch(self, path: str) -> str:
+        """Returns the path of a file on this machine, downloaded if necessary."""
         try:
             if path.startswith(TORCHVISION):
-                local = _torchvision_file(path[len(TORCHVISION) :])
+                local = torchvision_file(path[len(TORCHVISION) :])
             else:
                 local = self.path_manager.get_local_path(path)
         except (OSError, RuntimeError) as e:
             raise UserError(
-                f"{path}: could not be fetched ({' '.join(str(e).split())}); download it by another way and give the "
-                "file's path as MODEL.WEIGHTS."
+                f"{path}: could not be fetched ({' '.join(str(e).split())}); download it in another way and give "
+                "the path of the file as MODEL.WEIGHTS."
             ) from e
         if not os.path.isfile(local):
-            what = "is a folder, not a file in it" if os.path.isdir(local) else "no such file"
+            what = "is a folder, not a file" if os.path.isdir(local) else "no such file"
             raise UserError(f"{path}: {what}; give a checkpoint such as output/model_final.pth as MODEL.WEIGHTS.")
         return local
 
-    def _load_file(self, filename: str) -> dict:
-        checkpoint = self._read(filename)
-        if isinstance(checkpoint, dict) and "model" not in checkpoint:
-            inner = checkpoint.get("state_dict")  # where OpenMMLab's files of a body may keep it
-            checkpoint = {"model": inner if _is_body(inner) else checkpoint}
-        weights = checkpoint["model"] if isinstance(checkpoint, dict) else None
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Reads a checkpoint; weights of a backbone get their names in a detector."""
+        content = self._read(filename)
+        checkpoint: dict[str, Any] = content if isinstance(content, dict) else {"model": None}
+        if "model" not in checkpoint:
+            inner = checkpoint.get("state_dict")  # OpenMMLab's files of a backbone may have their weights there
+            checkpoint = {"model": inner if _is_backbone(inner) else checkpoint}
+        weights = checkpoint["model"]
         if not isinstance(weights, dict) or not all(isinstance(w, (Tensor, np.ndarray)) for w in weights.values()):
             raise UserError(
-                f"{self._source}: holds no weights of Detectron2 or torchvision; those of MMDetection are translated "
-                "by clq.convert_mmdet."
+                f"{self._source}: holds no weights of Detectron2 or torchvision; convert those of MMDetection with "
+                "tools/convert_weights.py or clq.convert_mmdet."
             )
-        if _is_body(weights):
+        if _is_backbone(weights):
             checkpoint["model"] = torchvision_to_detectron2(weights)
         return checkpoint
 
     def _read(self, filename: str) -> object:
+        """Reads the content of a file; nothing in it executes."""
         try:
-            if filename.endswith((".pkl", ".pyth")):  # formats of Detectron2's model zoo and of pycls
-                return super()._load_file(filename)
-            # weights_only: nothing in the file executes, even with a torch where that is not the default.
-            return torch.load(filename, map_location="cpu", weights_only=True)
-        except Exception as e:  # reading bytes that are no checkpoint can raise anything
-            foreign = zipfile.is_zipfile(filename)
-            cause = "holds Python objects besides weights" if foreign else "is damaged, or no checkpoint"
-            raise UserError(f"{self._source}: {cause}; give a state_dict saved by torch.save as MODEL.WEIGHTS.") from e
+            content = read_weights(filename, self._source, self.max_gib)
+        except DamagedFile as e:
+            raise UserError(
+                f"{self._source}: is damaged or not a checkpoint ({e}); give a state_dict saved by torch.save as "
+                "MODEL.WEIGHTS."
+            ) from e
+        return _of_other_project(content, filename) if isinstance(content, dict) else content
 
     def _load_model(self, checkpoint: dict):
+        """Loads the weights and checks what did not fit."""
         found = super()._load_model(checkpoint)
+        if bad := find_nonfinite(self.model.state_dict()):
+            raise UserError(f"{self._source}: {bad} has values that are NaN or infinite; give another checkpoint.")
         parameters = {name for name, _ in self.model.named_parameters()}
         if parameters <= set(found.missing_keys):
-            raise UserError(f"{self._source}: none of its weights fits this model ({_differences(*found)}).")
+            differences = Mismatch(found.missing_keys, found.unexpected_keys, found.incorrect_shapes)
+            raise UserError(
+                f"{self._source}: none of its weights fits this model ({differences}); use the config that it was "
+                "trained with."
+            )
         self._check_classes(found)
-        # Old checkpoints carry the pixel statistics, which the config decides; frozen norms count no batches.
+        # Old checkpoints have the pixel statistics, which the config decides. Frozen norms count no batches.
         unknown = [k for k in found.unexpected_keys if not re.search(r"^pixel_|\.num_batches_tracked$", k)]
+        mismatch = Mismatch(found.missing_keys, unknown, found.incorrect_shapes)
         if self.strict:
-            self._check_whole(found.missing_keys, unknown, found.incorrect_shapes)
+            self._check_whole_model(mismatch)
         else:
-            self._check_body(found.missing_keys, unknown, found.incorrect_shapes)
+            self._check_backbone(mismatch)
         return found
 
     def _check_classes(self, found) -> None:
-        """Takes a class layer of another size out of ``found``, with a warning; raises where that is no option."""
+        """Handles a class layer for another number of classes.
+
+        Args:
+            found: result of fvcore's ``_load_model``. If the model is to be trained, the class layer is removed from
+                it, with a warning.
+
+        Raises:
+            UserError: the weights must be those of exactly this model.
+        """
         layers = [s for s in found.incorrect_shapes if CLASS_LAYER.match(s[0])]
         if not layers or any(theirs[1:] != ours[1:] for _, theirs, ours in layers):
             return
@@ -170,48 +229,52 @@ class Checkpointer(DetectionCheckpointer):
         classes = f"{self._source}: trained for {theirs[0]} classes, but this model has {ours[0]}"
         if self.strict:
             raise UserError(
-                f"{classes}; use the data set or MODEL.CLQ.NUM_CLASSES it was trained with, or start a new training "
-                "from it (which renews the class layer)."
+                f"{classes}; use the data set or the MODEL.CLQ.NUM_CLASSES that it was trained with, or start a new "
+                "training from it, in which the class layer is initialized again."
             )
-        logger.warning("%s: the class layer starts anew, all other weights that fit are kept.", classes)
+        logger.warning("%s; the class layer is initialized again, and all other weights that fit are kept.", classes)
         found.incorrect_shapes[:] = [s for s in found.incorrect_shapes if not CLASS_LAYER.match(s[0])]
         found.missing_keys[:] = [k for k in found.missing_keys if not CLASS_LAYER.match(k)]
 
-    def _check_whole(self, missing: list[str], unknown: list[str], shapes: list[tuple]) -> None:
-        if not missing and not unknown:
+    def _check_whole_model(self, mismatch: Mismatch) -> None:
+        """Raises UserError if weights are missing or unknown."""
+        if not mismatch.missing and not mismatch.unknown:
             return
         head = {name for name, _ in self.model.named_parameters() if name.startswith("head.")}
-        if head and head <= set(missing):
+        if head and head <= set(mismatch.missing):
             raise UserError(
                 f"{self._source}: holds no detection head, only a backbone; give a trained detector as MODEL.WEIGHTS."
             )
         raise UserError(
-            f"{self._source}: of another model ({_differences(missing, unknown, shapes)}); use the config that it was "
-            "trained with."
+            f"{self._source}: comes from another model ({mismatch}); use the config that it was trained with."
         )
 
-    def _check_body(self, missing: list[str], unknown: list[str], shapes: list[tuple]) -> None:
-        # ImageNet weights have no offsets of deformable convolutions; these start at zero by design.
-        missing = [k for k in missing if k.startswith(BODY) and "conv2_offset" not in k]
-        body = re.compile(r"(^|\.)(stem\.conv|res[2-5]\.|stage[2-4]\.)")  # a deeper or other one's
-        unknown = [k for k in unknown if body.search(k)]
+    def _check_backbone(self, mismatch: Mismatch) -> None:
+        """Raises UserError if the backbone is incomplete, or if the weights are those of another backbone."""
+        # ImageNet weights have no offsets of deformable convolutions, which start at zero by design.
+        missing = [k for k in mismatch.missing if k.startswith(BOTTOM_UP) and "conv2_offset" not in k]
+        of_backbone = re.compile(r"(^|\.)(stem\.conv|res[2-5]\.|stage[2-4]\.)")
+        unknown = [k for k in mismatch.unknown if of_backbone.search(k)]
         if missing or unknown:
-            shapes = [s for s in shapes if s[0].startswith(BODY)]
+            shapes = [s for s in mismatch.shapes if s[0].startswith(BOTTOM_UP)]
             raise UserError(
-                f"{self._source}: of another backbone ({_differences(missing, unknown, shapes)}); make "
-                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM), or SHUFFLENET.NAME, "
+                f"{self._source}: comes from another backbone ({Mismatch(missing, unknown, shapes)}); make "
+                "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or SHUFFLENET.NAME, "
                 "and MODEL.WEIGHTS agree."
             )
 
 
-def _is_body(weights: object) -> bool:
-    """Whether these are a body's weights under the names of torchvision or MMDetection."""
-    return isinstance(weights, dict) and any(mark in weights for mark in BODY_MARKS)
+def _of_other_project(content: dict[str, Any], filename: str) -> dict[str, Any]:
+    """Content of a file in the formats of Caffe2 (``.pkl``) and pycls (``.pyth``) as Detectron2 has it."""
+    if filename.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
+        weights = {k: v for k, v in content.get("blobs", content).items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    if filename.endswith(".pyth") and "model_state" in content:
+        weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    return content
 
 
-def _differences(missing: list[str], unknown: list[str], shapes: list[tuple]) -> str:
-    """What a file lacks and what it has too much of, with one example each."""
-    missing = sorted(set(missing) - {key for key, _, _ in shapes})
-    other = [f"{key} {list(theirs)} instead of {list(ours)}" for key, theirs, ours in shapes]
-    groups = {"missing": missing, "unknown": unknown, "of another shape": other}
-    return ", ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in groups.items() if keys)
+def _is_backbone(weights: object) -> bool:
+    """Whether these are weights of a backbone under the names of torchvision or MMDetection."""
+    return isinstance(weights, dict) and any(key in weights for key in TYPICAL_KEYS)

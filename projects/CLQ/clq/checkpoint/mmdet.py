@@ -1,4 +1,4 @@
-"""A checkpoint of MMDetection: which detector it holds, and whether it holds all of it."""
+"""Converts whole checkpoints of MMDetection, after finding out which detector they hold."""
 
 import logging
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from clq.checkpoint.foreign import (
     Converted,
+    check_complete,
     check_finite,
-    check_whole,
     config_with,
     differing,
     listed,
     read_checkpoint,
-    sizes_told,
+    reporting_unexpected_weights,
     weights_of,
 )
-from clq.checkpoint.infer_config import body_keys, head_keys
+from clq.checkpoint.infer_config import backbone_keys, head_keys
 from clq.checkpoint.mmdet_config import check_settings, head_of
 from clq.checkpoint.mmdet_config_text import read_config
 from clq.checkpoint.mmdet_names import convert
@@ -35,14 +35,14 @@ _KEPT = (
 
 
 @dataclass(frozen=True)
-class _Variant:
-    """A variant of this project as MMDetection has it.
+class _Detector:
+    """A detector that MMDetection and this project both have.
 
     Attributes:
-        config: ours, with the backbone of the published detector that is told without a key.
-        head: name of the class.
-        layers: that its head must have.
-        absent: and must not have.
+        config: path of this project's config, which has the backbone of a published detector.
+        head: name of the head's class in MMDetection.
+        layers: names of layers that its head must have.
+        absent: names of layers that its head must not have.
         distributions: whether it predicts boxes as distributions.
         background: whether its class layer may have a channel for the background, which nothing reads.
     """
@@ -55,87 +55,96 @@ class _Variant:
     background: bool = False
 
 
-_VARIANTS = (
-    _Variant(
+_DETECTORS = (
+    _Detector(
         "configs/ATSS/mmdet_atss_R_50_FPN_1x.yaml",
         "ATSSHead",
         frozenset({"atss_cls", "atss_reg", "atss_centerness"}),
     ),
-    _Variant(
+    _Detector(
         "configs/VFNET/mmdet_vfnet_R_50_FPN_1x.yaml",
         "VFNetHead",
         frozenset({"vfnet_cls", "vfnet_reg_refine", "scales_refine"}),
     ),
-    _Variant(
+    _Detector(
         "configs/TOOD/mmdet_tood_R_50_FPN_1x.yaml",
         "TOODHead",
         frozenset({"tood_cls", "tood_reg", "inter_convs", "reg_offset_module"}),
     ),
-    _Variant(
+    _Detector(
         "configs/GFL/mmdet_gfl_R_50_FPN_1x.yaml",
         "GFLHead",
         frozenset({"gfl_cls", "gfl_reg"}),
         absent=frozenset({"reg_conf"}),
         distributions=True,
     ),
-    _Variant(
+    _Detector(
         "configs/GFLV2/mmdet_gflv2_R_50_FPN_1x.yaml",
-        "GFocalHead",  # of its authors' MMDetection; MMDetection itself has none
+        "GFocalHead",  # only in the MMDetection of GFLv2's authors
         frozenset({"gfl_cls", "gfl_reg", "reg_conf"}),
         distributions=True,
         background=True,
     ),
-    _Variant(
+    _Detector(
         "configs/CLQ/mmdet_clq_R_101_FPN_2x_ms.yaml",
-        "CLQ_Head_align_iou_pred",  # of its authors' MMDetection
+        "CLQ_Head_align_iou_pred",  # only in the MMDetection of CLQ's authors
         frozenset({"clq_cls", "clq_reg", "retina_iou", "feature_alignment"}),
         distributions=True,
         background=True,
     ),
 )
-# Layers of heads that are taken for another easily -> what they are.
+# Layers of heads that look like a supported one -> what they belong to.
 _OTHERS = {
-    "lqe_layer": "of CLQ's authors' later head, an FCOS with another assignment and score",
-    "conv_centerness": "of FCOS",
+    "lqe_layer": "a layer of the later head of CLQ's authors, an FCOS with another assigner and score",
+    "conv_centerness": "a layer of FCOS",
 }
-_COCO = 80  # classes
+_COCO_CLASSES = 80
 
 
 def convert_checkpoint(path: str) -> Converted:
-    """A checkpoint file of MMDetection 2.x or 3.x, converted whole.
+    """Converts a checkpoint file of MMDetection 2.x or 3.x.
 
-    Which detector it is, its weights tell and the config that MMDetection keeps in it; a file without one is taken at
-    its weights' word, with a warning. The class layers of GFLv2's and CLQ's authors have a channel for the background,
-    which nothing reads; it is left out.
+    The detector is recognized by its weights and by the config that MMDetection stores in the file. If the file has no
+    config, the weights alone decide, with a warning. The class layers of the authors of GFLv2 and CLQ have a channel
+    for the background, which nothing reads. It is left out.
+
+    Args:
+        path: path of the file.
 
     Raises:
-        UserError: no such file, no checkpoint, one that holds more than weights and plain values, of another detector,
-            trained in a way that the variant's config does not have, or with weights that have no place here, that are
-            missing, or that are not finite.
+        UserError: the file does not exist, is not a checkpoint, holds more than weights and plain values, or holds
+            another detector; the detector was trained with settings that this project does not have; or weights are
+            unknown, missing or not finite.
     """
     checkpoint = read_checkpoint(path, _SOURCE, _KEPT)
     weights = _weights(path, checkpoint)
     config = read_config(path, _config_text(checkpoint))
-    variant = _variant_of(path, weights, config)
+    detector = _detector_of(path, weights, config)
     converted, unplaced = convert(weights)
     if unplaced:
         raise UserError(
-            f"{path}: {len(unplaced)} of its weights have no place here: {listed(unplaced)}; give a detector without "
-            "them."
+            f"{path}: {len(unplaced)} of its weights have no counterpart here: {listed(unplaced)}; give a detector "
+            "without them."
         )
     check_finite(path, converted)
-    with sizes_told(path, _SOURCE):
-        if variant.background:
-            _leave_out_background(path, converted, len(_class_names(checkpoint)), head_of(config)[1])
-        found = {**body_keys(path, converted), **head_keys(converted, variant.distributions)}
-    standard = config_with(variant.config, {})
+    with reporting_unexpected_weights(path, _SOURCE):
+        if detector.background:
+            _remove_background(
+                path,
+                converted,
+                num_names=len(_class_names(checkpoint)),
+                config_classes=head_of(config).num_classes,
+            )
+        found = {**backbone_keys(path, converted), **head_keys(converted, distributions=detector.distributions)}
+    standard = config_with(detector.config, {})
     keys = differing(standard, found)
-    check_whole(path, variant.config, keys, converted)
-    check_settings(path, config, config_with(variant.config, keys), variant.config)
-    return Converted(converted, (variant.config,), {**keys, **differing(standard, selection_keys(path, config))})
+    check_complete(path, detector.config, keys, converted)
+    check_settings(path, config, config_with(detector.config, keys), detector.config)
+    return Converted(converted, (detector.config,), {**keys, **differing(standard, selection_keys(path, config))})
 
 
 def _weights(path: str, checkpoint: dict) -> dict[str, Tensor]:
+    """The weights of a checkpoint; raises UserError if a scale is not a single number."""
     weights = weights_of(path, checkpoint, _SOURCE)
     for key, value in weights.items():
         if key.endswith(".scale") and value.numel() != 1:
@@ -153,66 +162,75 @@ def _meta(checkpoint: dict) -> dict:
 
 
 def _config_text(checkpoint: dict) -> str:
-    """The training's config as MMDetection noted it (2.x: config, 3.x: cfg); empty if it noted none."""
+    """The config of the training as text (2.x: ``config``, 3.x: ``cfg``); empty if the file has none."""
     meta = _meta(checkpoint)
     return str(meta.get("config") or meta.get("cfg") or "")
 
 
 def _class_names(checkpoint: dict) -> list:
-    """Of the data set that MMDetection noted (2.x: CLASSES, 3.x: dataset_meta); empty if it noted none."""
+    """The class names of the data set (2.x: ``CLASSES``, 3.x: ``dataset_meta``); empty if the file has none."""
     meta = _meta(checkpoint)
-    noted = meta.get("dataset_meta")
-    noted = noted if isinstance(noted, dict) else {}
-    names = meta.get("CLASSES") or noted.get("classes") or noted.get("CLASSES")
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, dict) else {}
+    names = meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
     return list(names) if isinstance(names, (list, tuple)) else []
 
 
-def _variant_of(path: str, weights: Mapping[str, Tensor], config: dict) -> _Variant:
-    """The variant whose head has these layers, provided that the config, if there is one, says the same."""
+def _detector_of(path: str, weights: Mapping[str, Tensor], config: dict) -> _Detector:
+    """Finds the detector whose head has these layers.
+
+    Raises:
+        UserError: there is none, or the config in the checkpoint describes another detector.
+    """
     layers = {key.split(".")[1] for key in weights if key.startswith("bbox_head.")}
-    variant = next((v for v in _VARIANTS if layers >= v.layers and not layers & v.absent), None)
-    if variant is None and {"clq_cls", "clq_reg"} <= layers:
+    detector = next((d for d in _DETECTORS if layers >= d.layers and not layers & d.absent), None)
+    if detector is None and {"clq_cls", "clq_reg"} <= layers:
         raise UserError(
-            f"{path}: is CLQ without feature alignment (no bbox_head.feature_alignment), which its authors' code does "
-            "not have; give a whole checkpoint, or train it here with configs/ablations/clq_wo_align_R_50_FPN_1x.yaml."
+            f"{path}: is CLQ without feature alignment (no bbox_head.feature_alignment), which the code of its "
+            "authors does not have; give a whole checkpoint, or train it with "
+            "configs/ablations/clq_wo_align_R_50_FPN_1x.yaml."
         )
-    if variant is None:
+    if detector is None:
         has = f"its head has {listed(sorted(layers))}" if layers else "it has no bbox_head"
-        kind = next((f", {what}" for layer, what in _OTHERS.items() if layer in layers), "")
-        raise UserError(f"{path}: no {_KINDS} of MMDetection ({has}{kind}); give a checkpoint of one of them.")
-    kind, _ = head_of(config)
+        remark = next((f", {what}" for layer, what in _OTHERS.items() if layer in layers), "")
+        raise UserError(f"{path}: is not {_KINDS} of MMDetection ({has}{remark}); give a checkpoint of one of them.")
+    kind = head_of(config).kind
     if not config:
-        logger.warning("%s: has no config of its training; by its weights it is what %s is.", path, variant.config)
-    elif kind != variant.head:  # PAA and LAD have ATSS's layers, and scores of another meaning
+        logger.warning("%s: has no config of its training; the weights are those of %s.", path, detector.config)
+    elif kind != detector.head:  # PAA and LAD have the layers of ATSS and other scores
         found = listed([kind]) if kind else "a model without a bbox_head"
-        raise UserError(f"{path}: is of {found}, which this project does not have; give a checkpoint of {_KINDS}.")
-    return variant
+        raise UserError(f"{path}: its config has {found}, which is not supported; give a checkpoint of {_KINDS}.")
+    return detector
 
 
-def _leave_out_background(path: str, weights: dict[str, Tensor], names: int, of_config: int) -> None:
-    """Cuts the background's channel off, if there is one.
+def _remove_background(path: str, weights: dict[str, Tensor], *, num_names: int, config_classes: int) -> None:
+    """Removes the class channel of the background, if there is one.
 
-    A head is built with the number of classes in its config, whatever names of a data set are beside it.
+    The number of classes in the config counts more than the number of class names, because the config built the head.
 
     Args:
-        path: path of the checkpoint, for errors.
-        weights: converted; changed in place.
-        names: number of names of classes in its meta; 0 if it has none.
-        of_config: number of classes in its config; 0 if it has none.
+        path: path of the checkpoint, for messages.
+        weights: converted weights; changed in place.
+        num_names: number of class names in the checkpoint's meta; 0 if it has none.
+        config_classes: number of classes in the checkpoint's config; 0 if it has none.
+
+    Raises:
+        KeyError: there is no class layer.
+        UserError: the number of channels fits neither number, or both are 0 and it is not that of COCO.
     """
-    channels, classes = len(weights["head.cls_logits.weight"]), of_config or names
-    named = f"{names} names of classes (CLASSES in 2.x, dataset_meta in 3.x)"
-    if not classes and channels not in (_COCO, _COCO + 1):
+    channels, classes = len(weights["head.cls_logits.weight"]), config_classes or num_names
+    named = f"{num_names} class names (CLASSES in 2.x, dataset_meta in 3.x)"
+    if not classes and channels not in (_COCO_CLASSES, _COCO_CLASSES + 1):
         raise UserError(
-            f"{path}: has {channels} class channels and no names of classes, so whether the last is the background's "
-            "cannot be told; put the names into its meta, as CLASSES."
+            f"{path}: has {channels} class channels and no class names, so it is not known whether the last channel is "
+            "that of the background; put the names into its meta, as CLASSES."
         )
     if classes and channels not in (classes, classes + 1):
-        noted = f"its config has num_classes = {of_config}" if of_config else f"its meta has {named}"
-        raise UserError(f"{path}: {noted}, where its weights have {channels} class channels; correct that in its meta.")
-    if names and names != classes:
-        logger.warning("%s: has %s; its config's num_classes = %d is taken.", path, named, of_config)
-    if channels == (classes or _COCO) + 1:
-        logger.info("%s: %d class channels; the last one, of the background, is left out", path, channels)
+        source = f"its config has num_classes = {config_classes}" if config_classes else f"its meta has {named}"
+        raise UserError(f"{path}: {source}, but its weights have {channels} class channels; correct that in its meta.")
+    if num_names and num_names != classes:
+        logger.warning("%s: has %s; num_classes = %d of its config is used instead.", path, named, config_classes)
+    if channels == (classes or _COCO_CLASSES) + 1:
+        logger.info("%s: %d class channels; the last one, that of the background, is left out", path, channels)
         for name in ("head.cls_logits.weight", "head.cls_logits.bias"):
             weights[name] = weights[name][:-1].clone()

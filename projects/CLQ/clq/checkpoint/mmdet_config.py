@@ -1,11 +1,12 @@
-"""The config that MMDetection keeps in a checkpoint, held against this project's.
+"""Compares the config that MMDetection stores in a checkpoint with that of this project's variant.
 
-What no weight shows (anchors, strides, activations, groups of normalisation, how training
-chose positives) must be as in the config of this project's variant; MMDetection's defaults count where its config is
-silent.
+Settings that the weights do not show (anchors, strides, activations, groups of normalization, the assigner) must be
+equal in both. A setting that MMDetection's config does not have has MMDetection's default.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
@@ -15,53 +16,85 @@ from clq.checkpoint.mmdet_settings import COMMON, NO_DEFAULT, OF_HEAD
 from clq.errors import UserError
 
 
-def head_of(config: dict) -> tuple[str, int]:
-    """The head's class, without its package, and its number of classes; "" and 0 where the config has none."""
+class Head(NamedTuple):
+    """The head that a config describes.
+
+    Attributes:
+        kind: name of its class without the package; empty if the config does not have it.
+        num_classes: number of classes; 0 if the config does not have it.
+    """
+
+    kind: str
+    num_classes: int
+
+
+class _Comparison(NamedTuple):
+    """A setting in both configs.
+
+    Attributes:
+        setting: path of the setting in MMDetection's config.
+        theirs: value in MMDetection's config.
+        ours: value in this project's config.
+        in_weights: whether the weights show the value too, so that a difference is a mistake in MMDetection's config.
+    """
+
+    setting: str
+    theirs: object
+    ours: object
+    in_weights: bool = False
+
+
+def head_of(config: dict) -> Head:
+    """Returns the head that MMDetection's config describes."""
     model = config.get("model")
     head = model.get("bbox_head") if isinstance(model, dict) else None
     head = head if isinstance(head, dict) else {}
     kind, classes = head.get("type", ""), head.get("num_classes", 0)
-    return str(kind).rsplit(".", 1)[-1], classes if isinstance(classes, int) else 0
+    return Head(str(kind).rsplit(".", 1)[-1], classes if isinstance(classes, int) else 0)
 
 
 def check_settings(path: str, config: dict, cfg: CfgNode, name: str) -> None:
-    """Compares what no weight shows.
+    """Compares the settings that the weights do not show.
 
     Args:
-        path: of the checkpoint, for errors.
-        config: MMDetection's, as :func:`~clq.checkpoint.mmdet_config_text.read_config` returns it; if it is empty,
-            there is nothing to compare.
-        cfg: of this project's variant, with the sizes that the weights tell.
-        name: of its file, for errors.
+        path: path of the checkpoint, for error messages.
+        config: MMDetection's config, see :func:`~clq.checkpoint.mmdet_config_text.read_config`; if it is empty, nothing
+            is compared.
+        cfg: config of this project's variant, with the sizes that the weights show.
+        name: path of this config, for error messages.
 
     Raises:
-        UserError: a setting that differs; the message has its value and ours.
+        UserError: a setting differs.
     """
     if not config:
         return
     try:
-        model = _normalized(config)
-        pairs = [
-            (f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg), s.told)
-            for s in (*COMMON, *OF_HEAD[head_of(config)[0]])
+        model = _canonical_model(config)
+        comparisons = [
+            _Comparison(f"model.{s.path}", _find(model, s.path, s.default), s.ours(cfg), s.in_weights)
+            for s in (*COMMON, *OF_HEAD[head_of(config).kind])
         ]
-        pairs += [(*pair, False) for pair in (*_normalization(config, cfg), *_loading(config))]
+        comparisons += [*_normalization(config, cfg), *_loading(config)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: the config in its meta is not built as MMDetection's are ({e}).") from e
-    for setting, theirs, ours, told in pairs:
-        if theirs is NO_DEFAULT or _same(theirs, ours):
-            continue
-        differs = f"{setting} = {brief(theirs)}, where {'its weights have' if told else f'{name} has'} {ours!r}"
-        if told:
-            raise UserError(f"{path}: its config has {differs}; correct the config in its meta.")
         raise UserError(
-            f"{path}: was trained with {differs}; no setting of this project makes up for that, so it cannot be "
-            "converted."
+            f"{path}: the config in its meta is not structured like MMDetection's ({e}); correct it."
+        ) from e
+    for setting, theirs, ours, in_weights in comparisons:
+        if theirs is NO_DEFAULT or _equal(theirs, ours):
+            continue
+        if in_weights:
+            raise UserError(
+                f"{path}: its config has {setting} = {brief(theirs)}, but its weights have {ours!r}; correct the "
+                "config in its meta."
+            )
+        raise UserError(
+            f"{path}: was trained with {setting} = {brief(theirs)}, but {name} has {ours!r} and no config key changes "
+            "that, so the checkpoint cannot be converted; give one with that setting."
         )
 
 
 def _find(node: object, setting: str, default: object) -> object:
-    """The value of a setting, classes without their package; the default where it or a group above it is absent."""
+    """The value of a setting, or the default if it or a group above it is absent; classes are without their package."""
     for part in setting.split("."):
         if node is None:
             return default
@@ -75,27 +108,38 @@ def _find(node: object, setting: str, default: object) -> object:
     return node.rsplit(".", 1)[-1] if setting.endswith("type") and isinstance(node, str) else node
 
 
-def _normalized(config: dict) -> dict:
-    """The part under ``model``, where several ways to write the same have become one."""
+def _canonical_model(config: dict) -> dict[str, Any]:
+    """The part under ``model``, in which settings that can be written in several ways are written in one way.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it does not have the structure of an MMDetection config.
+    """
     model = dict(config["model"])
-    model.setdefault("train_cfg", config.get("train_cfg"))  # beside the model, before 2.7
-    for part in ("neck", "bbox_head"):  # those that are changed here; a config's values may be shared
+    model.setdefault("train_cfg", config.get("train_cfg"))  # before 2.7, train_cfg was beside the model
+    for part in ("neck", "bbox_head"):  # copies, because values of a config may be shared and these are changed here
         if isinstance(model.get(part), dict):
             model[part] = dict(model[part])
-    backbone, neck, head = (model.get(part) for part in ("backbone", "neck", "bbox_head"))
-    if isinstance(neck, dict):
-        if neck.get("add_extra_convs") is True:
-            neck["add_extra_convs"] = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
-        if isinstance(backbone, dict):
-            neck["stages"] = list(backbone.get("out_indices", range(4)))[neck.get("start_level", 0) :]
+    if isinstance(model.get("neck"), dict):
+        _make_neck_canonical(model["neck"], model.get("backbone"))
+    _make_head_canonical(model["bbox_head"], head_of(config).kind)
+    return model
+
+
+def _make_neck_canonical(neck: dict[str, Any], backbone: object) -> None:
+    if neck.get("add_extra_convs") is True:
+        neck["add_extra_convs"] = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
+    if isinstance(backbone, dict):
+        neck["stages"] = list(backbone.get("out_indices", range(4)))[neck.get("start_level", 0) :]
+
+
+def _make_head_canonical(head: dict[str, Any], kind: str) -> None:
     if "anchor_strides" in head:
-        head["anchor_generator"] = Unread("that of MMDetection 1.x, with anchors at other places")
-    if head_of(config)[0] == "VFNetHead":
+        head["anchor_generator"] = Unread("that of MMDetection 1.x, with anchors at other locations")
+    if kind == "VFNetHead":
         five = [8, 16, 32, 64, 128]
         head.setdefault("anchor_generator", {"octave_base_scale": 8, "ratios": [1.0], "strides": five})
-        if (
-            "regress_ranges" in head
-        ):  # each level's unit is where its range ends; the last one's is twice the one before
+        if "regress_ranges" in head:
+            # The unit of a level is the end of its range; that of the last level is twice the unit before.
             ends = [end for _, end in head["regress_ranges"]][:-1]
             head["regress_ranges"] = [*ends, 2 * ends[-1]]
     generator = head.get("anchor_generator")
@@ -105,11 +149,10 @@ def _normalized(config: dict) -> dict:
             (generator["octave_base_scale"],), generator["scales"] = generator["scales"], None
         if generator.get("base_sizes") == generator.get("strides"):
             generator["base_sizes"] = None
-    return model
 
 
 def test_places(config: dict) -> dict[str, object]:
-    """Where a config says how the images of the test are made."""
+    """Returns the settings that describe the preparation of test images, by their names."""
     data = config.get("data")
     return {
         "test_pipeline": config.get("test_pipeline"),
@@ -118,45 +161,43 @@ def test_places(config: dict) -> dict[str, object]:
     }
 
 
-def _normalization(config: dict, cfg: CfgNode) -> list[tuple[str, object, object]]:
-    """Setting, theirs and ours, of all that normalises images for the network."""
+def _normalization(config: dict, cfg: CfgNode) -> list[_Comparison]:
+    """Compares all settings that normalize images for the network."""
     places = {
         "img_norm_cfg": config.get("img_norm_cfg"),
         **test_places(config),
         "model.data_preprocessor": config["model"].get("data_preprocessor"),
         "data_preprocessor": config.get("data_preprocessor"),
     }
-    pairs = []
+    found: list[_Comparison] = []
     for place, node in places.items():
-        for found in dicts_in(node):
-            kind = _find(found, "type", "Normalize" if place == "img_norm_cfg" else "")
+        for step in dicts_in(node):
+            kind = _find(step, "type", "Normalize" if place == "img_norm_cfg" else "")
             if kind != "Normalize" and not str(kind).endswith("DataPreprocessor"):
                 continue
             flag, default = ("to_rgb", True) if kind == "Normalize" else ("bgr_to_rgb", False)
-            pairs += [
-                (f"{place}: mean", found.get("mean"), cfg.MODEL.PIXEL_MEAN),
-                (f"{place}: std", found.get("std"), cfg.MODEL.PIXEL_STD),
-                (f"{place}: {flag}", found.get(flag, default), cfg.INPUT.FORMAT == "RGB"),
+            found += [
+                _Comparison(f"{place}: mean", step.get("mean"), cfg.MODEL.PIXEL_MEAN),
+                _Comparison(f"{place}: std", step.get("std"), cfg.MODEL.PIXEL_STD),
+                _Comparison(f"{place}: {flag}", step.get(flag, default), cfg.INPUT.FORMAT == "RGB"),
             ]
-    if not pairs and (config.get("data") or config.get("test_dataloader")):
-        pairs.append(("Normalize or data_preprocessor", None, f"mean {cfg.MODEL.PIXEL_MEAN}"))
-    return pairs
+    if not found and (config.get("data") or config.get("test_dataloader")):
+        found.append(_Comparison("Normalize or data_preprocessor", None, f"mean {cfg.MODEL.PIXEL_MEAN}"))
+    return found
 
 
-def _loading(config: dict) -> list[tuple[str, object, object]]:
-    """Setting, theirs and ours, of all that reads images: as three channels, which the normalization expects as BGR."""
-    return [
-        (f"{place}: {setting}", found.get(setting, ours), ours)
-        for place, node in test_places(config).items()
-        for found in dicts_in(node)
-        if str(_find(found, "type", "")).startswith("LoadImageFrom")
-        for setting, ours in (("channel_order", "bgr"), ("color_type", "color"))
-    ]
+def _loading(config: dict) -> Iterator[_Comparison]:
+    """Compares all settings that read images. They must give three channels in the order BGR for the normalization."""
+    for place, node in test_places(config).items():
+        for step in dicts_in(node):
+            if str(_find(step, "type", "")).startswith("LoadImageFrom"):
+                for setting, ours in (("channel_order", "bgr"), ("color_type", "color")):
+                    yield _Comparison(f"{place}: {setting}", step.get(setting, ours), ours)
 
 
-def _same(theirs: object, ours: object) -> bool:
+def _equal(theirs: object, ours: object) -> bool:
     if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)):
-        return len(theirs) == len(ours) and all(map(_same, theirs, ours))
+        return len(theirs) == len(ours) and all(map(_equal, theirs, ours))
     if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
         return math.isclose(theirs, ours, rel_tol=1e-6)
     return theirs == ours

@@ -1,20 +1,21 @@
-"""Names of MMDetection's weights: theirs -> ours."""
+"""Renames the weights of MMDetection's detectors to those of this project."""
 
 import logging
 import re
 from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from clq.checkpoint.backbone_names import body_names, rename
+from clq.checkpoint.backbone_names import backbone_names, rename
 
 logger = logging.getLogger(__name__)
 
 _OFFSETS = "align.offsets.conv.weight"
 
-# MMDetection's names in the heads of ATSS, GFL, GFLv2, VFNet, TOOD and CLQ and in the FPN -> ours. Scales are joined
-# later.
+# Patterns of MMDetection's names in the heads of ATSS, GFL, GFLv2, VFNet, TOOD and CLQ -> names of this project. The
+# scales of the levels are joined later.
 _HEAD = (
     (r"(cls|reg)_convs\.(\d+)\.conv\.(\w+)", r"\1_tower.\2.\3"),
     (r"(cls|reg)_convs\.(\d+)\.gn\.(\w+)", r"\1_tower.\2.norm.\3"),
@@ -42,40 +43,55 @@ _HEAD = (
     (r"scales\.(\d+)\.scale", r"scales.\1"),
     (r"scales_refine\.(\d+)\.scale", r"refine.scales.\1"),
 )
-_NECK = (
+_FPN = (
     *((rf"lateral_convs\.{i}\.conv\.(\w+)", rf"fpn_lateral{i + 3}.\1") for i in range(3)),
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"fpn_output{i + 3}.\1") for i in range(3)),
     *((rf"fpn_convs\.{i}\.conv\.(\w+)", rf"top_block.p{i + 3}.\1") for i in (3, 4)),
 )
 _BACKBONE = "backbone."
-_CONSTANTS = ("integral.project",)  # buffers that hold no weight
+_CONSTANTS = ("integral.project",)  # buffers that are not learned
 
 
 def convert_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of ATSS, GFL, GFLv2, VFNet, TOOD or CLQ in MMDetection under this project's names.
+    """Converts weights of ATSS, GFL, GFLv2, VFNet, TOOD or CLQ from MMDetection to the names of this project.
 
-    Any width and number of classes; the class channels stay as they are, so those of GFLv2's and CLQ's authors keep one
-    for the background.
+    The detector may have any width and number of classes. The class channels are not changed, so those from the authors
+    of GFLv2 and CLQ keep a channel for the background.
 
     Args:
-        state_dict: of a whole detector (``backbone.``, ``neck.``, ``bbox_head.``), which becomes that of a whole
-            :class:`~clq.modeling.meta_arch.clq.CLQ`, or of the head alone, without a prefix, which becomes that of its
-            head. A whole checkpoint, with its weights under ``state_dict``, does too.
+        state_dict: weights of a whole detector, with the prefixes ``backbone.``, ``neck.`` and ``bbox_head.``; or of
+            its head, without a prefix; or a whole checkpoint that has its weights under ``state_dict``.
 
     Returns:
-        The converted weights. What has no place is left out and listed in a warning.
+        The weights of a whole :class:`~clq.modeling.meta_arch.clq.CLQ`, or of its head. Weights without a counterpart
+        are left out and listed in a warning.
     """
-    converted, unplaced = convert(state_dict.get("state_dict", state_dict))
+    weights = cast(Mapping[str, Tensor], state_dict.get("state_dict", state_dict))
+    converted, unplaced = convert(weights)
     if unplaced:
-        logger.warning("convert_mmdet: no place for %d weights: %s", len(unplaced), ", ".join(unplaced))
+        logger.warning(
+            "convert_mmdet: %d weights have no counterpart and are left out: %s", len(unplaced), ", ".join(unplaced)
+        )
     return converted
 
 
-def convert(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The converted weights, and the names of those that have no place."""
-    body = [key[len(_BACKBONE) :] for key in state_dict if key.startswith(_BACKBONE)]
-    names, unplaced = body_names(body)
-    names, unplaced = {_BACKBONE + k: name for k, name in names.items()}, [_BACKBONE + k for k in unplaced]
+class ConvertedWeights(NamedTuple):
+    """Weights under the names of this project.
+
+    Attributes:
+        weights: converted weights, by name.
+        unplaced: MMDetection's names of weights that have no counterpart.
+    """
+
+    weights: dict[str, Tensor]
+    unplaced: list[str]
+
+
+def convert(state_dict: Mapping[str, Tensor]) -> ConvertedWeights:
+    """Converts weights from MMDetection, see :func:`convert_mmdet`."""
+    backbone = backbone_names([key[len(_BACKBONE) :] for key in state_dict if key.startswith(_BACKBONE)])
+    names = {_BACKBONE + key: name for key, name in backbone.names.items()}
+    unplaced = [_BACKBONE + key for key in backbone.unknown]
     for key in state_dict:
         if key.startswith(_BACKBONE) or key.endswith((*_CONSTANTS, "num_batches_tracked")):
             continue
@@ -87,22 +103,23 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[s
     for name in weights:
         if name.endswith(_OFFSETS) and weights[name].dim() == 4:
             weights[name] = _from_distances(weights[name])
-    return _join_scales(weights), unplaced
+    return ConvertedWeights(_join_scales(weights), unplaced)
 
 
 def _from_distances(weight: Tensor) -> Tensor:
-    """CLQ's offsets as a function of the box: its authors read (l, t, r, b), this project (x1, y1, x2, y2).
+    """Converts CLQ's offset layer, a weight of (O, 4, 1, 1).
 
-    These are (-l, -t, r, b), so what multiplies l and t changes its sign: (O, 4, 1, 1).
+    The layer of its authors reads the distances (l, t, r, b). That of this project reads the box relative to its
+    location, (x1, y1, x2, y2) = (-l, -t, r, b), so the weights of l and t change their signs.
     """
     return torch.cat((-weight[:, :2], weight[:, 2:]), dim=1)
 
 
 def _our_name(key: str) -> str | None:
-    """Of a weight that is not the body's."""
+    """This project's name of a weight that is not in the backbone, or None."""
     module, _, rest = key.partition(".")
     if module == "neck":
-        name, prefix = rename(rest, _NECK), "backbone."
+        name, prefix = rename(rest, _FPN), "backbone."
     elif module == "bbox_head":
         name, prefix = rename(rest, _HEAD), "head."
     else:
@@ -111,7 +128,7 @@ def _our_name(key: str) -> str | None:
 
 
 def _join_scales(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``...scales.0``, ``...scales.1``, ... (scalars) become the one parameter ``...scales`` (L,)."""
+    """Joins the scalars ``...scales.0``, ``...scales.1``, ... to one parameter ``...scales`` (L,)."""
     joined: dict[str, Tensor] = {}
     scales: dict[str, dict[int, Tensor]] = {}
     for key, value in weights.items():

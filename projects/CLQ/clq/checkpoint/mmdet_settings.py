@@ -1,31 +1,28 @@
-"""Settings of MMDetection that no weight shows, and what they must be for a detector to be one of this project's.
-
-MMDetection's defaults count where a config of its is silent.
-"""
+"""The settings of MMDetection that weights do not show, and the values that they must have in a supported detector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-NO_DEFAULT = object()  # of a setting that MMDetection demands; where it is absent, there is nothing to compare
+NO_DEFAULT = object()  # default of a required setting; if a config does not have it, nothing is compared
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that must be as here.
+    """A setting that must agree with a config of this project.
 
     Attributes:
-        path: in MMDetection's config, below ``model``.
-        default: MMDetection's own value.
-        ours: the value that a config of this project stands for.
-        told: whether ours is what the weights tell, so that a difference is a mistake in the checkpoint's config.
+        path: path of the setting in MMDetection's config, below ``model``.
+        default: MMDetection's default.
+        ours: function that computes the required value from a config of this project.
+        in_weights: whether the weights show the value too, so that a difference is a mistake in MMDetection's config.
     """
 
     path: str
     default: object
     ours: Callable[[CfgNode], object]
-    told: bool = False
+    in_weights: bool = False
 
 
 def _always(value: object) -> Callable[[CfgNode], object]:
@@ -56,7 +53,7 @@ COMMON = (
     Setting("neck.conv_cfg", None, _always(None)),
     Setting("neck.act_cfg", None, _always(None)),
     Setting("neck.upsample_cfg.mode", "nearest", _always("nearest")),
-    Setting("bbox_head.num_classes", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.NUM_CLASSES, told=True),
+    Setting("bbox_head.num_classes", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.NUM_CLASSES, in_weights=True),
     Setting("bbox_head.conv_cfg", None, _always(None)),
     Setting("bbox_head.norm_cfg.type", "GN", lambda cfg: cfg.MODEL.CLQ.NORM),
     Setting("bbox_head.norm_cfg.num_groups", 32, _always(32)),
@@ -75,8 +72,8 @@ _ASSIGNER = (
     Setting("train_cfg.assigner.type", NO_DEFAULT, _always("ATSSAssigner")),
     Setting("train_cfg.assigner.topk", NO_DEFAULT, lambda cfg: cfg.MODEL.CLQ.TOPK),
 )
-_DISTRIBUTIONS = (*_ASSIGNER, Setting("bbox_head.reg_max", 16, lambda cfg: cfg.MODEL.CLQ.BOX.REG_MAX, told=True))
-# Of a head's class, beside the common ones.
+_DISTRIBUTIONS = (*_ASSIGNER, Setting("bbox_head.reg_max", 16, lambda cfg: cfg.MODEL.CLQ.BOX.REG_MAX, in_weights=True))
+# Class of a head -> its settings in addition to the common ones.
 OF_HEAD = {
     "ATSSHead": (
         *_ASSIGNER,

@@ -1,4 +1,4 @@
-"""How the config that MMDetection keeps in a checkpoint selects detections, as keys of this project."""
+"""Translates how MMDetection's config tests (selection of detections, image size) to config keys of this project."""
 
 import logging
 import math
@@ -7,28 +7,31 @@ import re
 from clq.checkpoint.foreign import brief
 from clq.checkpoint.mmdet_config import test_places
 from clq.checkpoint.mmdet_config_text import Unread, dicts_in
+from clq.config import KEYS
 from clq.errors import UserError
-from clq.modeling.ranges import broken_range
 
 logger = logging.getLogger(__name__)
 
-_ALL = 1_000_000_000  # stands for -1 there, no limit; a limit is a number here
-_SCALES = "img_scale", "scale"  # of 2.x, of 3.x
-_NMS = {"iou_threshold", "iou_thr", "split_thr", "class_agnostic", "max_num"}  # settings that plain NMS may have
+_ALL = 1_000_000_000  # stands for no limit, which is -1 in MMDetection; this project's keys need a number
+_SCALES = "img_scale", "scale"  # names of the image size in 2.x and in 3.x
+_NMS = {"iou_threshold", "iou_thr", "split_thr", "class_agnostic", "max_num"}  # settings of plain NMS
 
 
 def selection_keys(path: str, config: dict) -> dict[str, object]:
-    """Our keys with the values of a config's ``test_cfg`` and of the size of its test images, where it has them.
+    """Translates ``test_cfg`` and the size of the test images of a config to keys of this project.
 
     Args:
-        path: of the checkpoint, for errors.
-        config: as :func:`~clq.checkpoint.mmdet_config_text.read_config` returns it.
+        path: path of the checkpoint, for messages.
+        config: MMDetection's config, see :func:`~clq.checkpoint.mmdet_config_text.read_config`.
+
+    Returns:
+        Config keys with their values, for what the config has.
 
     Raises:
-        UserError: a way of selecting detections that this project does not have.
+        UserError: the config selects detections in a way that this project does not have.
     """
     keys = _size_keys(path, config)
-    # Beside the model before 2.7; in 3.x, what is there is the test's loop.
+    # Before 2.7, test_cfg is beside the model. In 3.x, a test_cfg beside the model describes the loop of the test.
     test = config.get("model", {}).get("test_cfg", config.get("test_cfg"))
     if isinstance(test, Unread):
         raise UserError(_refusal(path, "test_cfg", test, "its value"))
@@ -44,7 +47,7 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
         keys["MODEL.CLQ.NMS_THRESH"] = _nms_threshold(path, nms)
     for setting, key in (("score_thr", "SCORE_THRESH"), ("nms.iou_threshold", "NMS_THRESH")):
         value = keys.get(f"MODEL.CLQ.{key}", 0.0)
-        if what := broken_range(key, value):
+        if what := KEYS[f"MODEL.CLQ.{key}"].requirement(value):
             raise UserError(
                 f"{path}: its config tests with {setting} = {value}, which must be {what}; correct it in the config in "
                 "its meta."
@@ -53,27 +56,28 @@ def selection_keys(path: str, config: dict) -> dict[str, object]:
 
 
 def _nms_threshold(path: str, nms: object) -> float:
+    """The IoU threshold of plain, class-wise NMS."""
     if not isinstance(nms, dict) or nms.get("type", "nms") != "nms":
         raise UserError(_refusal(path, "nms", nms, "dict(type='nms', ...)"))
     if nms.keys() - _NMS - {"type"} or nms.get("class_agnostic") or nms.get("max_num", -1) not in (-1, 0):
-        raise UserError(_refusal(path, "nms", nms, "an iou_threshold alone"))
+        raise UserError(_refusal(path, "nms", nms, "only an iou_threshold"))
     return float(_number(path, "nms.iou_threshold", nms.get("iou_threshold", nms.get("iou_thr"))))
 
 
 def _size_keys(path: str, config: dict) -> dict[str, object]:
-    """Of the first resizing of the test's images: (1333, 800) bounds the long and the short side."""
+    """The keys of the first resizing of the test images; (1333, 800) bounds the long and the short side."""
     steps = [step for step in _steps(path, config) if re.search(r"Resize|FlipAug$|TestTimeAug$", _kind(step))]
     augmented = [f"{x} = {brief(step[x])}" for step in steps for x in ("flip", *_SCALES) if _augments(x, step.get(x))]
     if augmented or any(_kind(step) == "TestTimeAug" for step in steps):
         logger.warning(
-            "%s: its config tests with test-time augmentation (%s), and so may its published figures have been; the "
-            "printed command tests without it, at its first size. This project's own is TEST.AUG.",
+            "%s: its config tests with test-time augmentation (%s), with which its published figures may have been "
+            "measured; the printed command tests without it, at the first size. Enable TEST.AUG to augment.",
             path,
             ", ".join(augmented) or "TestTimeAug",
         )
     keys: dict[str, object] = {}
     for step in steps:
-        # Of 2.x, it keeps the ratio unless told otherwise; of 3.x, where the size is scale, it does not.
+        # A Resize keeps the ratio by default in 2.x, but not in 3.x, where the size is called scale.
         ratio = step.get("keep_ratio", "scale" not in step or _kind(step) != "Resize")
         if ratio is not True:
             raise UserError(_refusal(path, "keep_ratio", ratio, "True"))
@@ -82,13 +86,13 @@ def _size_keys(path: str, config: dict) -> dict[str, object]:
 
 
 def _steps(path: str, config: dict) -> list[dict]:
-    """All groups of settings of the test's images.
+    """All groups of settings that prepare the test images.
 
     Raises:
-        UserError: steps that are not told.
+        UserError: a step is an expression whose value is not known.
     """
     places = test_places(config)
-    first = places.pop("test_pipeline")  # in 2.x, a name that data.test uses
+    first = places.pop("test_pipeline")  # data.test of 2.x uses this name
     steps = list(dicts_in([*places.values(), first]))
     nodes = [*places.values(), first, *(step.get(x) for step in steps for x in ("dataset", "pipeline", "transforms"))]
     for node in nodes:
@@ -99,18 +103,19 @@ def _steps(path: str, config: dict) -> list[dict]:
 
 
 def _kind(step: dict) -> str:
+    """The class of a step without its package."""
     return str(step.get("type", "")).rsplit(".", 1)[-1]
 
 
 def _augments(setting: str, value: object) -> bool:
-    """Whether a setting asks for several versions of an image: several scales, or flips."""
+    """Whether a setting asks for several versions of an image, by flips or several scales."""
     if setting == "flip":
         return bool(value)
     return isinstance(value, list) and len(value) > 1 and all(isinstance(scale, list) for scale in value)
 
 
 def _sizes(path: str, step: dict) -> dict[str, object]:
-    """The keys of a step's size, if it has one of its own."""
+    """The keys of the image size of a step, if the step has one."""
     if step.get("scale_factor") is not None:
         raise UserError(_refusal(path, "scale_factor", step["scale_factor"], "scale=(1333, 800)"))
     setting = next((x for x in _SCALES if step.get(x) is not None), None)
@@ -124,11 +129,12 @@ def _sizes(path: str, step: dict) -> dict[str, object]:
     elif isinstance(scale, int):
         scale = [scale, scale]
     if not (isinstance(scale, list) and len(scale) == 2 and all(type(x) is int and x > 0 for x in scale)):
-        raise UserError(_refusal(path, setting, step[setting], "(1333, 800), or the two sides that it tests with,"))
+        raise UserError(_refusal(path, setting, step[setting], "(1333, 800), or the two sides that were used,"))
     return {"INPUT.MIN_SIZE_TEST": min(scale), "INPUT.MAX_SIZE_TEST": max(scale)}
 
 
 def _limit(path: str, setting: str, value: object) -> int:
+    """A whole number that limits something; :data:`_ALL` for no limit."""
     number = _number(path, setting, value)
     if number != int(number):
         raise UserError(_refusal(path, setting, value, "a whole number"))
@@ -143,6 +149,6 @@ def _number(path: str, setting: str, value: object) -> float:
 
 def _refusal(path: str, setting: str, theirs: object, ours: str) -> str:
     return (
-        f"{path}: its config tests with {setting} = {brief(theirs)}, which this project does not have; write {ours} "
-        "into the config in its meta to convert it for this project's way."
+        f"{path}: its config tests with {setting} = {brief(theirs)}, which this project does not support; write {ours} "
+        "into the config in its meta to test it in that way."
     )

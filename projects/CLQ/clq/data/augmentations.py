@@ -1,62 +1,76 @@
-"""From the keys of ``INPUT`` to the augmentations of training and test."""
-
-import math
+"""Builds the augmentations of training and testing from the config keys under ``INPUT``."""
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 
+from clq.config import check_keys
 from clq.data.colors import RandomColor, RandomFloatColor
 from clq.data.transforms import Letterbox, RandomQuarterTurns, RandomZoomCrop, Zoom
 from clq.errors import UserError, blamed_on
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Training's: all that move pixels, from the original ones in one interpolation, then the colours.
+    """Builds the augmentations of training: first the geometric ones, then the changes of colour.
 
-    Without ``INPUT.AUG.SCALE``, ``INPUT.AUG.CROP`` and ``INPUT.LETTERBOX`` the interpolation is Detectron2's own.
+    All geometric augmentations together interpolate the original pixels only once. That interpolation is Detectron2's
+    own unless ``INPUT.AUG.SCALE``, ``INPUT.AUG.CROP`` or ``INPUT.LETTERBOX`` is set.
 
     Raises:
-        UserError: a value of ``INPUT`` out of range, or of ``INPUT.LETTERBOX`` that does not go with another key.
+        UserError: a value under ``INPUT`` is out of range, or ``INPUT.LETTERBOX`` conflicts with another key.
     """
+    check_keys(cfg, "INPUT.AUG")
     check_letterbox(cfg)
     aug = cfg.INPUT.AUG
-    _check_geometry(aug)
-    _check_colors(aug, cfg.INPUT.FORMAT)
+    _check_channels(aug, cfg.INPUT.FORMAT)
     augmentations = [_build_letterbox(cfg)] if cfg.INPUT.LETTERBOX.ENABLED else _build_resizing(cfg)
     if aug.COLOR:
         augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
     if aug.BRIGHTNESS or tuple(aug.CONTRAST) != (1, 1) or tuple(aug.SATURATION) != (1, 1):
-        limits = aug.BRIGHTNESS, tuple(aug.CONTRAST), tuple(aug.SATURATION)
-        augmentations.append(RandomFloatColor(*limits, aug.COLOR_PROB, cfg.INPUT.FORMAT))
+        augmentations.append(
+            RandomFloatColor(
+                brightness=aug.BRIGHTNESS,
+                contrast=tuple(aug.CONTRAST),
+                saturation=tuple(aug.SATURATION),
+                prob=aug.COLOR_PROB,
+                channels=cfg.INPUT.FORMAT,
+            )
+        )
     return augmentations
 
 
 def _build_zoom(aug: CfgNode) -> Zoom:
-    return Zoom(tuple(aug.SCALE), aug.SCALE_SAMPLING, aug.SCALE_PROB)
+    return Zoom(scale=tuple(aug.SCALE), sampling=aug.SCALE_SAMPLING, prob=aug.SCALE_PROB)
 
 
 def _build_letterbox(cfg: CfgNode) -> Letterbox:
-    aug, flip_prob = cfg.INPUT.AUG, 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
-    return Letterbox(tuple(cfg.INPUT.LETTERBOX.SIZE), _build_zoom(aug), flip_prob, aug.SHIFT, aug.SHIFT_PROB)
+    aug = cfg.INPUT.AUG
+    return Letterbox(
+        tuple(cfg.INPUT.LETTERBOX.SIZE),
+        zoom=_build_zoom(aug),
+        flip_prob=0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0,
+        shift=aug.SHIFT,
+        shift_prob=aug.SHIFT_PROB,
+    )
 
 
 def _build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
+    """The geometric augmentations without a letterbox."""
     aug = cfg.INPUT.AUG
     with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
         resize, *flip = build_augmentation(cfg, is_train=True)
         crop = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)] if cfg.INPUT.CROP.ENABLED else []
-    exact = [RandomQuarterTurns()] if aug.ROTATE90 else []
+    exact = [RandomQuarterTurns()] if aug.ROTATE90 else []  # these move pixels without interpolation
     if aug.FLIP_VERTICAL:
         exact.append(T.RandomFlip(horizontal=False, vertical=True))
     if aug.CROP or tuple(aug.SCALE) != (1, 1):
-        zoom = RandomZoomCrop(resize, _build_zoom(aug), tuple(aug.CROP) or None)
-        return [*crop, *flip, *exact, zoom]  # the padding comes last, and so is right and below
+        zoom = RandomZoomCrop(resize, zoom=_build_zoom(aug), size=tuple(aug.CROP) or None)
+        return [*crop, *flip, *exact, zoom]  # flipped before it is padded, so the padding stays right and below
     return [*crop, resize, *flip, *exact]
 
 
 def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The test's, of evaluation and prediction: Detectron2's resizing, or the letterbox.
+    """Builds what evaluation and prediction do to images: Detectron2's resizing, or the letterbox.
 
     Raises:
         UserError: see :func:`check_letterbox`.
@@ -68,21 +82,23 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def check_letterbox(cfg: CfgNode) -> None:
-    """Checks ``INPUT.LETTERBOX``.
+    """Checks ``INPUT.LETTERBOX`` and the keys that cannot be combined with it.
 
     Raises:
-        UserError: it is enabled, and its size is none, or another key does not go with it.
+        UserError: the letterbox is enabled and has no valid size, or another key conflicts with it; or a key that
+            needs the letterbox is set without it.
     """
+    check_keys(cfg, "INPUT.LETTERBOX")
     box, i = cfg.INPUT.LETTERBOX, cfg.INPUT
     if not box.ENABLED:
         if i.AUG.SHIFT:
-            raise UserError(f"INPUT.AUG.SHIFT {i.AUG.SHIFT}: needs INPUT.LETTERBOX.ENABLED True; set it to 0.0.")
+            raise UserError(
+                f"INPUT.AUG.SHIFT {i.AUG.SHIFT}: needs INPUT.LETTERBOX.ENABLED True; otherwise set it to 0.0."
+            )
         return
-    if len(box.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in box.SIZE):
-        raise UserError(f"INPUT.LETTERBOX.SIZE {list(box.SIZE)}: must be [height, width] in pixels.")
     kind = cfg.MODEL.META_ARCHITECTURE
-    if kind != "CLQ":  # their own forward takes boxes back by scaling alone
-        raise UserError(f"INPUT.LETTERBOX.ENABLED True: {kind} models do not read it; set it to False.")
+    if kind != "CLQ":  # Detectron2's models map boxes back to the image by scaling only
+        raise UserError(f"INPUT.LETTERBOX.ENABLED True: {kind} models do not support it; set it to False.")
     others = {
         "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
         "INPUT.CROP.ENABLED": i.CROP.ENABLED,
@@ -91,45 +107,13 @@ def check_letterbox(cfg: CfgNode) -> None:
         "INPUT.AUG.FLIP_VERTICAL": i.AUG.FLIP_VERTICAL,
     }
     if i.RANDOM_FLIP not in ("horizontal", "none"):
-        raise UserError(f"INPUT.RANDOM_FLIP {i.RANDOM_FLIP}: with INPUT.LETTERBOX it is horizontal or none.")
+        raise UserError(f"INPUT.RANDOM_FLIP {i.RANDOM_FLIP}: with INPUT.LETTERBOX it must be horizontal or none.")
     if clash := [key for key, is_set in others.items() if is_set]:
-        raise UserError(f"INPUT.LETTERBOX.ENABLED True: does not go with {clash[0]}; unset one of the two.")
+        raise UserError(f"INPUT.LETTERBOX.ENABLED True: cannot be combined with {clash[0]}; unset one of the two.")
 
 
-def _is_range(value: object) -> bool:
-    """Whether a value is two finite numbers, the lower one first."""
-    return (
-        len(value) == 2
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-        and value[0] <= value[1]
-    )
-
-
-def _check_geometry(aug: CfgNode) -> None:
-    if not _is_range(aug.SCALE) or not 1e-3 <= aug.SCALE[0] <= aug.SCALE[1] <= 1e3:
-        raise UserError(f"INPUT.AUG.SCALE {list(aug.SCALE)}: must be [least, greatest] zoom, from 0.001 to 1000.")
-    if aug.SCALE_SAMPLING not in ("log", "uniform"):
-        raise UserError(f"INPUT.AUG.SCALE_SAMPLING {aug.SCALE_SAMPLING}: must be log or uniform.")
-    if len(aug.CROP) not in (0, 2) or any(not isinstance(side, int) or side < 1 for side in aug.CROP):
-        raise UserError(f"INPUT.AUG.CROP {list(aug.CROP)}: must be [height, width] in pixels, or [] for none.")
-    if not 0 <= aug.SHIFT <= 0.5:
-        raise UserError(f"INPUT.AUG.SHIFT {aug.SHIFT}: must be within 0 (off) and 0.5.")
-    for key in ("SCALE_PROB", "SHIFT_PROB", "MIN_VISIBLE"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 and 1.")
-
-
-def _check_colors(aug: CfgNode, image_format: str) -> None:
-    for key in ("COLOR", "BRIGHTNESS"):
-        if not 0 <= aug[key] <= 1:
-            raise UserError(f"INPUT.AUG.{key} {aug[key]}: must be within 0 (off) and 1.")
-    for key in ("CONTRAST", "SATURATION"):
-        if not _is_range(aug[key]) or aug[key][0] < 0:
-            raise UserError(
-                f"INPUT.AUG.{key} {list(aug[key])}: must be [least, greatest] factor, finite, none below 0."
-            )
-    if not 0 <= aug.COLOR_PROB <= 1:
-        raise UserError(f"INPUT.AUG.COLOR_PROB {aug.COLOR_PROB}: must be within 0 and 1.")
+def _check_channels(aug: CfgNode, image_format: str) -> None:
+    """Checks that the images have the channels that changes of colour and saturation need."""
     for key, off in (("COLOR", 0), ("SATURATION", [1.0, 1.0])):
         if aug[key] != off and image_format not in ("RGB", "BGR"):
             value = list(aug[key]) if key == "SATURATION" else aug[key]

@@ -9,20 +9,20 @@ from fvcore.transforms.transform import Transform
 
 
 class RandomColor(T.Augmentation):
-    """Brightness, contrast and saturation, each scaled by a random factor within 1 -+ ``strength``.
+    """Scales brightness, contrast and saturation, each by a random factor from 1 - ``strength`` to 1 + ``strength``.
 
-    The product of Detectron2's three transforms (gray values about 0, the image's mean, and each pixel's own gray) is
-    one affine map of the channels, which Pillow applies in one pass: without rounding in between, and several times
-    faster, so that two loader processes keep up with training.
+    Detectron2 has a transform for each: they scale the distance of a pixel from 0, from the image's mean and from the
+    pixel's own grey value. Their product is one affine map of the channels, which Pillow applies in one pass. This
+    avoids rounding in between and is several times faster, so that two loader processes keep up with training.
     """
 
-    GRAY_OF_RGB = (0.299, 0.587, 0.114)  # ITU-R 601, as Detectron2's RandomSaturation
+    GRAY_OF_RGB = (0.299, 0.587, 0.114)  # ITU-R 601, as in Detectron2's RandomSaturation
 
     def __init__(self, strength: float, channels: str):
-        """Takes plain values.
+        """Initializes the augmentation.
 
         Args:
-            strength: 0 to 1.
+            strength: largest difference of a factor from 1, within 0 and 1.
             channels: order of the channels, "RGB" or "BGR".
         """
         super().__init__()
@@ -31,26 +31,27 @@ class RandomColor(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         b, c, s = np.random.uniform(1 - self.strength, 1 + self.strength, 3)
         gray = np.array([self.GRAY_OF_RGB["RGB".index(channel)] for channel in self.channels])
-        linear = b * c * (s * np.eye(3) + (1 - s) * gray)  # each row: one output channel from the three
+        linear = b * c * (s * np.eye(3) + (1 - s) * gray)  # each row maps the three channels to one output channel
         offset = np.full((3, 1), b * (1 - c) * image.mean())
         matrix = tuple(np.hstack([linear, offset]).ravel())
-        return T.PILColorTransform(lambda pil: pil.convert("RGB", matrix))  # "RGB" here: three channels, in any order
+        # To Pillow, "RGB" means three channels; it does not care about their order.
+        return T.PILColorTransform(lambda pil: pil.convert("RGB", matrix))
 
 
 def recolored(
     image: np.ndarray, channels: str, shift: float = 0.0, contrast: float = 1.0, saturation: float = 1.0
 ) -> np.ndarray:
-    """The image with changed colours, as real numbers, which may leave the range of the pixels.
+    """Changes the colours of an image: first its brightness, then its contrast, then its saturation.
 
     Args:
-        image: (H, W, C), 0 to 255.
-        channels: order of the channels, "RGB" or "BGR"; others must leave ``saturation`` alone.
-        shift: added to every value, as a share of 255.
-        contrast: factor of every value, after that.
-        saturation: factor of S in HSV, after that.
+        image: (H, W, C) with values from 0 to 255.
+        channels: order of the channels, "RGB" or "BGR". Any other order requires that ``saturation`` is 1.
+        shift: fraction of 255 that is added to every value.
+        contrast: factor that every value is multiplied by.
+        saturation: factor that S in HSV is multiplied by.
 
     Returns:
-        (H, W, C) float32 on the scale of the image.
+        (H, W, C) float32 on the scale of the input. Values may lie below 0 or above 255.
     """
     image = (image.astype(np.float32) / np.float32(255) + np.float32(shift)) * np.float32(contrast)
     if saturation != 1:
@@ -65,34 +66,37 @@ def recolored(
 
 
 class RandomFloatColor(T.Augmentation):
-    """Brightness, contrast and saturation as NanoDet changes them, in this order; see :func:`recolored`."""
+    """Changes brightness, contrast and saturation at random as NanoDet does; see :func:`recolored`."""
 
     def __init__(
         self,
+        *,
         brightness: float,
         contrast: tuple[float, float],
         saturation: tuple[float, float],
         prob: float,
         channels: str,
     ):
-        """Takes plain values.
+        """Initializes the augmentation.
 
         Args:
-            brightness: greatest share of 255 that is added or taken away.
-            contrast, saturation: least and greatest factor.
-            prob: probability of each of the three.
+            brightness: largest fraction of 255 that is added to or subtracted from every value.
+            contrast: lowest and highest factor of the contrast.
+            saturation: lowest and highest factor of the saturation.
+            prob: probability with which each of the three is changed; they are drawn independently.
             channels: order of the channels, "RGB" or "BGR".
         """
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        ranges = (-self.brightness, self.brightness), self.contrast, self.saturation
-        values = [
-            np.random.uniform(*limits) if self._rand_range() < self.prob else neutral
-            for limits, neutral in zip(ranges, (0.0, 1.0, 1.0), strict=True)
-        ]
-        change = functools.partial(
-            recolored, channels=self.channels, **dict(zip(("shift", "contrast", "saturation"), values, strict=True))
+        shift = self._draw(-self.brightness, self.brightness, neutral=0.0)
+        contrast = self._draw(self.contrast[0], self.contrast[1], neutral=1.0)
+        saturation = self._draw(self.saturation[0], self.saturation[1], neutral=1.0)
+        return T.ColorTransform(
+            functools.partial(recolored, channels=self.channels, shift=shift, contrast=contrast, saturation=saturation)
         )
-        return T.ColorTransform(change)
+
+    def _draw(self, low: float, high: float, neutral: float) -> float:
+        """With probability ``prob`` a random value between ``low`` and ``high``, otherwise ``neutral``."""
+        return np.random.uniform(low, high) if self._rand_range() < self.prob else neutral

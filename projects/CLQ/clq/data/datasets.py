@@ -1,80 +1,108 @@
-"""Data sets named in the config: registration, class names, and the number of classes a model needs."""
+"""The data sets that a config names: their registration, their class names, and the number of classes of a model."""
 
 import difflib
 import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from clq.config import check_keys
 from clq.errors import UserError
 
 _KEYS = ("name", "json", "images")
-# The group under MODEL with the NUM_CLASSES of a meta-architecture; CLQ's is also that of any not named here.
+# The group under MODEL in which a meta-architecture has its NUM_CLASSES. Those that are not listed use MODEL.CLQ.
 _GROUPS = {"FCOS": "RETINANET", "RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
-_registered: dict[str, tuple[str, str]] = {}  # ours: name -> (json, images), absolute
+
+
+class DatasetFiles(NamedTuple):
+    """The annotation file and the image folder of a COCO-format data set."""
+
+    json: str
+    images: str
+
+
+_registered: dict[str, DatasetFiles] = {}  # the data sets of DATASETS.COCO_JSON by name, with absolute paths
 
 
 def register_coco_json(entries: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Registers COCO-format data sets in Detectron2's catalogs; reads no file, so a data set may be made later.
+    """Registers COCO-format data sets in Detectron2's catalogs.
 
-    The evaluator reads the json itself (``MetadataCatalog.get(name).json_file``): there is no converted copy to go
-    stale. Registering the same again changes nothing; other paths under one of our names replace it.
+    No file is read, so a data set may be created later. The evaluator reads the json itself
+    (``MetadataCatalog.get(name).json_file``), so there is no converted copy that could become outdated. Registering a
+    data set again has no effect unless its paths have changed; the new paths then replace the old ones.
 
     Args:
-        entries: ``{"name": ..., "json": ..., "images": ...}`` each. Paths may hold ``~`` and ``$VARS`` and are relative
-            to the working directory.
+        entries: data sets, each as ``{"name": ..., "json": ..., "images": ...}``. Paths may contain ``~`` and
+            ``$VARS`` and are relative to the working directory.
 
     Returns:
         The entries with absolute paths.
 
     Raises:
-        UserError: other keys than these, an empty value, one name for two data sets, or a name that is not ours.
+        UserError: an entry has other keys or an empty value, two data sets have the same name, or a name is already
+            used by a data set that does not come from ``DATASETS.COCO_JSON``.
     """
-    wanted: dict[str, tuple[str, str]] = {}
+    wanted: dict[str, DatasetFiles] = {}
     for entry in entries:
-        name, *paths = _parse_entry(entry)
+        _check_entry(entry)
+        name, files = entry["name"], DatasetFiles(json=_absolute(entry["json"]), images=_absolute(entry["images"]))
         if name in DatasetCatalog and name not in _registered:
             raise UserError(
-                f"DATASETS.COCO_JSON: {name} is a data set that Detectron2 has already; choose another name."
+                f"DATASETS.COCO_JSON: {name} is a data set that Detectron2 already has; choose another name."
             )
-        json_file, images = (os.path.abspath(os.path.expandvars(os.path.expanduser(path))) for path in paths)
-        if wanted.setdefault(name, (json_file, images)) != (json_file, images):
+        if wanted.setdefault(name, files) != files:
             raise UserError(f"DATASETS.COCO_JSON: {name} is given twice, with different paths; use two names.")
-    for name, paths in wanted.items():
-        if _registered.get(name) == paths and name in DatasetCatalog:
-            continue  # keeps metadata that was loaded meanwhile
+    for name, files in wanted.items():
+        if _registered.get(name) == files and name in DatasetCatalog:
+            continue  # registering it again would discard the metadata that loading the data set has added
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, *paths)
-        _registered[name] = paths
-    return [{"name": name, "json": json_file, "images": images} for name, (json_file, images) in wanted.items()]
+        register_coco_instances(name, {}, files.json, files.images)
+        _registered[name] = files
+    return [{"name": name, "json": files.json, "images": files.images} for name, files in wanted.items()]
 
 
-def _parse_entry(entry: Mapping[str, str]) -> list[str]:
+def register_declared(cfg: CfgNode) -> None:
+    """Registers the data sets of ``DATASETS.COCO_JSON`` and makes their paths absolute, in the config too.
+
+    A config that a training saves thus works in any folder.
+
+    Raises:
+        UserError: see :func:`register_coco_json`.
+    """
+    check_keys(cfg, "DATASETS.COCO_JSON")
+    cfg.DATASETS.COCO_JSON = register_coco_json(cfg.DATASETS.COCO_JSON)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
+
+
+def _check_entry(entry: Mapping[str, str]) -> None:
     if not isinstance(entry, Mapping) or set(entry) != set(_KEYS):
         got = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)
-        raise UserError(f"DATASETS.COCO_JSON: each entry has the keys name, json and images; got {got}.")
+        raise UserError(f"DATASETS.COCO_JSON: each entry must have exactly the keys name, json and images; got {got}.")
     for key in _KEYS:
         if not isinstance(entry[key], str) or not entry[key]:
             raise UserError(f"DATASETS.COCO_JSON: {key} must be a non-empty string; got {entry[key]!r}.")
-    return [entry[key] for key in _KEYS]
 
 
 def is_declared(dataset_name: str) -> bool:
-    """Whether a data set comes from ``DATASETS.COCO_JSON`` (else: from Detectron2, or from code)."""
+    """Returns whether a data set comes from ``DATASETS.COCO_JSON`` rather than from Detectron2 or from code."""
     return dataset_name in _registered
 
 
-def require_files(dataset_name: str) -> tuple[str, str]:
-    """The json and the image folder of a COCO-format data set.
+def require_files(dataset_name: str) -> DatasetFiles:
+    """Returns the json and the image folder of a COCO-format data set.
 
     Raises:
-        UserError: unknown data set, no COCO json behind it, missing json, missing image folder.
+        UserError: the data set is unknown or has no COCO json, or its json or its image folder does not exist.
     """
     require_known(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
@@ -88,22 +116,22 @@ def require_files(dataset_name: str) -> tuple[str, str]:
         raise UserError(
             f"data set {dataset_name}: its image folder {images} does not exist; put it there or correct {fix}."
         )
-    return path, images
+    return DatasetFiles(path, images)
 
 
 def read_coco_json(dataset_name: str) -> dict:
-    """The parsed json of a registered COCO-format data set.
+    """Reads the json of a registered COCO-format data set.
 
     Raises:
-        UserError: see :func:`require_files`; invalid json, or one without categories.
+        UserError: as in :func:`require_files`, or the json is invalid or has no categories.
     """
-    path, _ = require_files(dataset_name)
+    path = require_files(dataset_name).json
     try:
         with open(path, encoding="utf-8") as f:
             data = json.load(f)
     except ValueError as e:  # JSONDecodeError or UnicodeDecodeError
         raise UserError(f"data set {dataset_name}: {path} is not valid json ({e}); write it again.") from e
-    if not isinstance(data, dict) or not _named(data.get("categories")):
+    if not isinstance(data, dict) or not _are_categories(data.get("categories")):
         raise UserError(
             f"data set {dataset_name}: {path} has no categories; COCO json needs a non-empty list of "
             '{"id": ..., "name": ...} under "categories".'
@@ -111,7 +139,8 @@ def read_coco_json(dataset_name: str) -> dict:
     return data
 
 
-def _named(categories: object) -> bool:
+def _are_categories(categories: object) -> bool:
+    """Returns whether a value is a non-empty list of records with an id and a name."""
     return (
         isinstance(categories, list)
         and len(categories) > 0
@@ -120,7 +149,11 @@ def _named(categories: object) -> bool:
 
 
 def require_known(dataset_name: str) -> None:
-    """Raises a UserError with the nearest names unless Detectron2's catalog has the data set."""
+    """Checks that Detectron2's catalog has a data set.
+
+    Raises:
+        UserError: it does not; the message suggests data sets with similar names.
+    """
     if dataset_name in DatasetCatalog:
         return
     near = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3, cutoff=0.5)
@@ -131,38 +164,39 @@ def require_known(dataset_name: str) -> None:
 
 
 def class_names(dataset_name: str) -> list[str]:
-    """Names of a data set's classes, in the order of the model's outputs (by category id).
+    """Returns the names of a data set's classes, in the order of the model's outputs (by category id).
 
-    From the metadata when it has them (Detectron2's own data sets: no file is read), else from the data set itself.
+    They come from the metadata if it has them, as it does for Detectron2's own data sets, of which no file is read;
+    otherwise they come from the data set itself.
 
     Raises:
-        UserError: see :func:`read_coco_json`.
+        UserError: the data set is unknown or does not define its classes, or as in :func:`read_coco_json`.
     """
     require_known(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is None and metadata.get("json_file") is not None:
-        path, _ = require_files(dataset_name)
+        path = require_files(dataset_name).json
         return list(_read_names(dataset_name, path, os.stat(path).st_mtime_ns))
     if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(dataset_name)  # registered by code, which may set them as it loads
+        DatasetCatalog.get(dataset_name)  # a data set that was registered in code may set them when it is loaded
     if metadata.get("thing_classes") is None:
         raise UserError(f"data set {dataset_name}: set thing_classes in its MetadataCatalog entry.")
     return list(metadata.thing_classes)
 
 
-@functools.lru_cache(maxsize=64)  # asked for several times in a run; a file of COCO's size takes seconds
+@functools.lru_cache(maxsize=64)  # a run needs them several times, and a file of COCO's size takes seconds to parse
 def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
-    """Names by category id; ``path`` and ``modified`` (ns) say which content of the data set's json is meant."""
+    """Reads the class names; ``path`` and the time of modification (ns) identify the contents in the cache."""
     return tuple(names_by_id(read_coco_json(dataset_name)))
 
 
 def names_by_id(data: dict) -> list[str]:
-    """Class names of parsed COCO json, in the order of category ids, which Detectron2 makes the order of outputs."""
+    """Returns the class names of parsed COCO json by category id, the order that Detectron2 gives the outputs."""
     return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
 
 
 def fill_num_classes(cfg: CfgNode) -> None:
-    """Puts :func:`resolve_num_classes` where Detectron2's own models read it; for a config before it is frozen."""
+    """Sets the ``NUM_CLASSES`` that the model reads to :func:`resolve_num_classes`. The config must not be frozen."""
     cfg.MODEL[_num_classes_group(cfg)].NUM_CLASSES = resolve_num_classes(cfg)
 
 
@@ -171,12 +205,14 @@ def _num_classes_group(cfg: CfgNode) -> str:
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:
-    """K: the model's ``NUM_CLASSES``, or with -1 the number of classes of the first training set.
+    """Returns K, the number of classes of the model.
 
-    The key is in ``MODEL.CLQ``, for Detectron2's own models in ``MODEL.RETINANET`` (FCOS too) or ``MODEL.ROI_HEADS``.
+    This is the model's ``NUM_CLASSES`` or, if that is -1, the number of classes of the first training set. The key is
+    under ``MODEL.CLQ``; for Detectron2's own models it is under ``MODEL.RETINANET`` (also for FCOS) or
+    ``MODEL.ROI_HEADS``.
 
     Raises:
-        UserError: -1 without a training set that can be read; a number that disagrees with the training set's.
+        UserError: the key is -1 and no training set can be read, or it disagrees with the training set.
     """
     group, train = _num_classes_group(cfg), cfg.DATASETS.TRAIN
     key, wanted = f"MODEL.{group}.NUM_CLASSES", cfg.MODEL[group].NUM_CLASSES
@@ -191,7 +227,7 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     except UserError as e:
         if wanted == -1:
             raise UserError(f"{key} is -1, so it comes from DATASETS.TRAIN; {e} Or set the number.") from e
-        return wanted  # a trained model can be used where its training set is not
+        return wanted  # a trained model can be used where its training set is not available
     if wanted not in (-1, found):
         raise UserError(f"{key} is {wanted} but data set {train[0]} has {found} classes; set it to -1 or {found}.")
     return found

@@ -1,4 +1,4 @@
-"""The mapper from a data set's record to the model's input."""
+"""The mapper that turns a record of a data set into the input of the model."""
 
 import copy
 
@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import (
     filter_empty_instances,
     transform_instance_annotations,
 )
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from fvcore.transforms.transform import CropTransform, TransformList
 
 from clq.data.augmentations import build_augmentations, build_test_augmentations
@@ -24,22 +24,23 @@ from clq.errors import UserError, blamed_on
 
 
 class BoxMapper(DatasetMapper):
-    """Detectron2's mapper for boxes, and masks if ``MODEL.MASK_ON``, with :func:`~clq.data.images.read_image`.
+    """Detectron2's mapper for boxes, and for masks if ``MODEL.MASK_ON`` is set.
 
-    In training it also drops boxes that augmentation cut to a sliver; Detectron2 drops a box only when nothing of it is
-    left. All boxes of an image are transformed at once: one by one they cost more than the pixels where an image holds
-    dozens.
+    It differs from Detectron2's in three ways. Images are read by :func:`~clq.data.images.read_image`. In training it
+    also drops boxes of which augmentation leaves only a sliver; Detectron2 drops a box only if nothing is left of it.
+    All boxes of an image are transformed together, because transforming dozens of boxes one by one takes longer than
+    transforming the pixels.
     """
 
     @configurable
     def __init__(self, is_train: bool, *, min_visible: float, **kwargs):
-        """Takes plain values.
+        """Initializes the mapper.
 
         Args:
-            is_train: whether annotations are wanted.
-            min_visible: boxes of which augmentation leaves a smaller share are dropped. What a box has outside its
-                image before augmentation does not count.
-            kwargs: see :class:`DatasetMapper`.
+            is_train: whether the input of the model includes annotations.
+            min_visible: boxes of which augmentation leaves a smaller fraction of the area are dropped. Any part of a
+                box that is outside the image before augmentation does not count.
+            kwargs: further arguments of :class:`DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
         self.min_visible = min_visible
@@ -49,27 +50,32 @@ class BoxMapper(DatasetMapper):
         return {**super().from_config(cfg, is_train), "min_visible": cfg.INPUT.AUG.MIN_VISIBLE}
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """The model's input: ``image`` (3, H, W), in training ``instances``, and the record's other entries.
+        """Turns a record into the input of the model.
 
-        The image is uint8, or float32 on the same scale where an augmentation makes real numbers of its colours. In
-        testing there is what :func:`matrix_entry` gives, too.
+        Args:
+            dataset_dict: record in Detectron2's format.
+
+        Returns:
+            The record with ``image``, (3, H, W), in training with ``instances`` in place of the annotations, and in
+            testing with the entry of :func:`matrix_entry`. The image is uint8, or float32 on the same scale if an
+            augmentation produces real numbers.
 
         Raises:
-            UserError: the image cannot be read, is not of the size that its data set says, or nothing is left of it at
-                the size that ``INPUT`` asks for.
+            UserError: the image cannot be read, its size is not the one given by the data set, or it is so thin that
+                nothing is left of it at the size that ``INPUT`` asks for.
         """
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"], self.image_format)
         try:
             check_image_size(record, image)
-        except ValueError as e:  # Detectron2's, which names file and sizes
+        except ValueError as e:  # Detectron2's message names the file and the sizes
             raise UserError(" ".join(str(e).split())) from e
         data = T.AugInput(image)
         try:
             transforms = self.augmentations(data)
             if not data.image.size:
                 raise ValueError("height and width must be > 0")
-        except (ValueError, ZeroDivisionError) as e:  # about a height or width of 0
+        except (ValueError, ZeroDivisionError) as e:  # raised for a height or width of 0
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise UserError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
@@ -87,11 +93,20 @@ class BoxMapper(DatasetMapper):
         source_shape: tuple[int, int],
         image_shape: tuple[int, int],
     ) -> None:
+        """Replaces the annotations of a record with the transformed ``instances``.
+
+        Args:
+            dataset_dict: record in Detectron2's format.
+            transforms: transforms that were applied to the image.
+            source_shape: (height, width) of the image before the transforms.
+            image_shape: (height, width) of the image after the transforms.
+        """
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = np.array(boxes, dtype=float).reshape(-1, 4).clip(0, [*source_shape[::-1], *source_shape[::-1]])
-        boxes, visible = _visible_boxes(boxes, transforms, image_shape)
-        kept = visible >= self.min_visible - 1e-6  # resizing alone may move a border out of the image, by rounding
+        converted = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        source_boxes = np.array(converted, dtype=float).reshape(-1, 4)
+        source_boxes = source_boxes.clip(0, [*source_shape[::-1], *source_shape[::-1]])
+        boxes, visible = _visible_boxes(source_boxes, transforms, image_shape)
+        kept = visible >= self.min_visible - 1e-6  # rounding in a resize can move a border out of the image
         instances = Instances(image_shape)
         instances.gt_boxes = Boxes(boxes[kept])
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)[kept]
@@ -100,16 +115,18 @@ class BoxMapper(DatasetMapper):
             instances.gt_masks = masks[torch.from_numpy(kept)]
         dataset_dict["instances"] = filter_empty_instances(instances)
 
-    def _masks(self, name: str, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]):
-        """Detectron2's polygons or bitmaps (``INPUT.MASK_FORMAT``), transformed."""
+    def _masks(
+        self, name: str, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> PolygonMasks | BitMasks:
+        """Transforms the masks; their type depends on ``INPUT.MASK_FORMAT``."""
         if not all("segmentation" in a for a in annotations):
-            raise UserError(f"image {name}: has an object without a segmentation, which MODEL.MASK_ON True needs.")
+            raise UserError(f"image {name}: an object has no segmentation, which MODEL.MASK_ON True needs; add it.")
         with blamed_on(f"image {name} with INPUT.MASK_FORMAT {self.instance_mask_format}"):
             try:
                 moved = [transform_instance_annotations(a, transforms, image_shape) for a in annotations]
-            except ModuleNotFoundError as e:  # of shapely, which Detectron2 cuts polygons with
+            except ModuleNotFoundError as e:  # shapely, which Detectron2 uses to clip polygons
                 raise UserError(
-                    f"INPUT.CROP with polygons needs the package {e.name}; install it or set MASK_FORMAT bitmask."
+                    f"INPUT.CROP with polygons needs the package {e.name}; install it or set INPUT.MASK_FORMAT bitmask."
                 ) from e
             return annotations_to_instances(moved, image_shape, self.instance_mask_format).gt_masks
 
@@ -117,9 +134,17 @@ class BoxMapper(DatasetMapper):
 def _visible_boxes(
     boxes: np.ndarray, transforms: TransformList, image_shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (M, 4) moved by the transforms and clipped, and which share (M,) of each is left.
+    """Transforms and clips boxes.
 
-    They are clipped after each crop too: what a crop cut off does not come back where a later step pads the image.
+    Boxes are also clipped after each crop, so that what a crop cut off does not return if a later step pads the image.
+
+    Args:
+        boxes: (M, 4) XYXY in the original image.
+        transforms: transforms that were applied to the image.
+        image_shape: (height, width) of the image after the transforms.
+
+    Returns:
+        The boxes in the transformed image, (M, 4), and the fraction of the area that is left of each, (M,).
     """
     height, width = image_shape
     left = np.ones(len(boxes))
@@ -133,20 +158,21 @@ def _visible_boxes(
 
 
 def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
-    """The entry of a model's input by which boxes find back to the image; none where that is scaled as a whole.
+    """Returns the entry of the model's input with which detections are mapped back to a letterboxed image.
 
     Returns:
-        ``input_from_image``: (3, 3) float64, from (x, y, 1) in the image to (x, y, 1) in the network's input.
+        ``input_from_image``: (3, 3) float64, which maps (x, y, 1) in the image to (x, y, 1) in the network's input. The
+        dictionary is empty where the image is only resized, since its size is then enough to map detections back.
     """
     warp = next((t for t in transforms.transforms if isinstance(t, Warp)), None)
     return {} if warp is None else {"input_from_image": torch.from_numpy(warp.matrix)}
 
 
 def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
-    """The mapper for ``build_detection_train_loader``: reads ``INPUT.FORMAT`` images, augments, drops slivers."""
+    """Builds the mapper for ``build_detection_train_loader``."""
     return BoxMapper(cfg, is_train=True, augmentations=build_augmentations(cfg))
 
 
 def build_test_mapper(cfg: CfgNode) -> DatasetMapper:
-    """The mapper for ``build_detection_test_loader``: reads, and resizes or letterboxes."""
+    """Builds the mapper for ``build_detection_test_loader``."""
     return BoxMapper(cfg, is_train=False, augmentations=build_test_augmentations(cfg))

@@ -1,21 +1,22 @@
-"""Cuts a large annotated image into tiles. Boxes are XYXY in pixels; windows are whole pixels."""
+"""Divides a large annotated image into tiles. Boxes are XYXY in pixels; windows consist of whole pixels."""
 
 import math
 
 import numpy as np
 
-# A box that a cut leaves less of than this is dropped: what is left does not show the object any more, and its border
-# is the cut's, not the object's. Lower keeps slivers as targets; higher leaves plain halves of objects unlabelled.
+# A box is dropped when a cut leaves less than this fraction of its area: what remains no longer shows the object, and
+# its border is that of the cut rather than that of the object. A lower value keeps slivers as targets; a higher one
+# leaves clearly visible halves of objects unlabelled.
 MIN_VISIBLE = 0.25
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Starts of the fewest, evenly spread tiles that cover ``[0, length)`` and overlap by at least ``overlap``.
+    """Computes the start positions of tiles that cover ``[0, length)``: evenly spaced, and as few as possible.
 
     Args:
-        length: pixels to cover.
-        tile: side of a tile, pixels; a shorter image gives one start, 0.
-        overlap: least shared part of neighbours, as a fraction of ``tile`` in [0, 1).
+        length: number of pixels to cover.
+        tile: side of a tile in pixels. An image that is not longer has one tile, which starts at 0.
+        overlap: minimum overlap of neighbouring tiles, as a fraction of ``tile`` in [0, 1).
     """
     if length <= tile:
         return [0]
@@ -31,8 +32,8 @@ def visible_fraction(boxes: np.ndarray, window: tuple[float, float, float, float
         window: (x0, y0, x1, y1) in the same coordinates.
 
     Returns:
-        The boxes clipped to the window, (M, 4), still in those coordinates, and the part of each box's area that is
-        inside, (M,) in [0, 1]; 0 for boxes without area.
+        The clipped boxes, (M, 4), in the same coordinates, and the fraction of each box's area that is inside the
+        window, (M,) in [0, 1]; the fraction is 0 for boxes without area.
     """
     x0, y0, x1, y1 = window
     clipped = np.clip(boxes, [x0, y0, x0, y0], [x1, y1, x1, y1])
@@ -42,20 +43,29 @@ def visible_fraction(boxes: np.ndarray, window: tuple[float, float, float, float
 
 
 def boxes_in_window(boxes: np.ndarray, window: tuple[int, int, int, int], min_visible: float) -> np.ndarray:
-    """The boxes that belong to a tile, clipped to it and relative to its corner.
+    """Selects the boxes that belong to a tile, and clips them to it.
 
     Args:
         boxes: (M, 4) XYXY in the image.
         window: the tile (x0, y0, x1, y1) in the image.
-        min_visible: boxes with a smaller part of their area inside are left out.
+        min_visible: boxes of which a smaller fraction of the area is inside are left out.
 
     Returns:
-        (M', 4) XYXY in the tile.
+        (M', 4) XYXY relative to the corner of the tile.
     """
     clipped, visible = visible_fraction(boxes, window)
     return clipped[visible >= min_visible] - np.array([*window[:2], *window[:2]])
 
 
 def split_at(boxes: np.ndarray, line: int) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes wholly left, ``x2 <= line``, and wholly right, ``x1 >= line``; one that crosses is in neither."""
+    """Splits boxes at a vertical line.
+
+    Args:
+        boxes: (M, 4) XYXY.
+        line: x coordinate of the line.
+
+    Returns:
+        The boxes entirely to the left (``x2 <= line``) and those entirely to the right (``x1 >= line``). A box that
+        crosses the line is in neither.
+    """
     return boxes[boxes[:, 2] <= line], boxes[boxes[:, 0] >= line]

@@ -1,7 +1,7 @@
-"""Geometric transforms: the random ones of training images, and the letterbox, which training and test share.
+"""Geometric transforms: the random ones of training, and the letterbox, which training and testing share.
 
-Coordinates are in pixels, as Detectron2 has them: an image of width W reaches from 0 to W, and the centre of its first
-pixel is at 0.5.
+Coordinates are in pixels, as in Detectron2: an image of width W extends from 0 to W, and the centre of its first pixel
+is at 0.5.
 """
 
 import math
@@ -16,12 +16,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Zoom:
-    """How a zoom factor is drawn.
+    """The distribution of a random zoom factor.
 
     Attributes:
-        scale: least and greatest factor, above 0.
-        sampling: "log" (halving is as likely as doubling) or "uniform".
-        prob: probability of drawing one at all; otherwise the factor is 1.
+        scale: lowest and highest factor, above 0.
+        sampling: name of the distribution, "log" (halving is as likely as doubling) or "uniform".
+        prob: probability of drawing a factor at all; otherwise it is 1.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -29,7 +29,7 @@ class Zoom:
     prob: float = 1.0
 
     def draw(self) -> float:
-        """A random factor."""
+        """Draws a random factor."""
         if np.random.uniform() >= self.prob:
             return 1.0
         if self.sampling == "uniform":
@@ -38,82 +38,102 @@ class Zoom:
 
 
 class ResizedWindow(Transform):
-    """Resizes an image and keeps one window of the result, of which nothing else is computed.
+    """Resizes an image and keeps one window of the result; nothing outside the window is computed.
 
-    The window is interpolated from the original pixels in one step (bilinear, antialiased). Time and memory are those
-    of the window and of the part of the image that it shows. What it has right of and below the resized image is grey.
+    The window is interpolated from the original pixels in one step (bilinear, antialiased). Time and memory depend only
+    on the size of the window and of the part of the image that it shows. The window is padded with grey where it
+    extends beyond the right or lower border of the resized image.
     """
 
-    PAD_VALUE = 128  # grey, as Detectron2's FixedSizeCrop
+    PAD_VALUE = 128  # grey, as in Detectron2's FixedSizeCrop
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int, y: int, x: int, out_h: int, out_w: int):
-        """Takes plain values, all in whole pixels.
+    def __init__(
+        self,
+        *,
+        source_size: tuple[int, int],
+        resized_size: tuple[int, int],
+        corner: tuple[int, int],
+        size: tuple[int, int],
+    ):
+        """Initializes the transform. All values are in whole pixels.
 
         Args:
-            h, w: size of the image.
-            new_h, new_w: size that the whole image is resized to.
-            y, x: corner of the window in the resized image.
-            out_h, out_w: size of the window.
+            source_size: (height, width) of the image.
+            resized_size: (height, width) that the whole image is resized to.
+            corner: (y, x) of the upper left corner of the window in the resized image.
+            size: (height, width) of the window, including its padding.
         """
         super().__init__()
         self._set_attributes(locals())
 
+    def _filled_size(self) -> tuple[int, int]:
+        """(height, width) of the part of the window that shows the image rather than padding."""
+        (new_h, new_w), (y, x), (out_h, out_w) = self.resized_size, self.corner, self.size
+        return min(out_h, new_h - y), min(out_w, new_w - x)
+
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        tall, wide = min(self.out_h, self.new_h - self.y), min(self.out_w, self.new_w - self.x)
-        rows, top, bottom = _source(self.y, tall, self.h / self.new_h, self.h)
-        columns, left, right = _source(self.x, wide, self.w / self.new_w, self.w)
-        part = img[rows, columns]  # Pillow copies what it is given: give it no more than it reads
-        part = Image.fromarray(part[..., 0] if part.shape[2:] == (1,) else part)
-        window = part.resize((wide, tall), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-        padding = [(0, self.out_h - tall), (0, self.out_w - wide), (0, 0)][: img.ndim]
-        window = np.asarray(window).reshape(tall, wide, *img.shape[2:])
+        (h, w), (new_h, new_w), (y, x), (out_h, out_w) = self.source_size, self.resized_size, self.corner, self.size
+        tall, wide = self._filled_size()
+        rows, top, bottom = _source_pixels(start=y, length=tall, step=h / new_h, limit=h)
+        columns, left, right = _source_pixels(start=x, length=wide, step=w / new_w, limit=w)
+        part = img[rows, columns]  # Pillow copies its input, so it gets only the pixels that it reads
+        source = Image.fromarray(part[..., 0] if part.shape[2:] == (1,) else part)
+        resized = source.resize((wide, tall), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        window = np.asarray(resized).reshape(tall, wide, *img.shape[2:])
+        padding = [(0, out_h - tall), (0, out_w - wide), (0, 0)][: img.ndim]
         return np.pad(window, padding, constant_values=self.PAD_VALUE)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords * [self.new_w / self.w, self.new_h / self.h] - [self.x, self.y]
+        (h, w), (new_h, new_w), (y, x) = self.source_size, self.resized_size, self.corner
+        return coords * [new_w / w, new_h / h] - [x, y]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The nearest pixels; padded with 0."""
-        tall, wide = min(self.out_h, self.new_h - self.y), min(self.out_w, self.new_w - self.x)
-        rows = (self.y + np.arange(tall) + 0.5) * self.h // self.new_h
-        columns = (self.x + np.arange(wide) + 0.5) * self.w // self.new_w
+        """Takes the nearest pixels and pads with 0."""
+        (h, w), (new_h, new_w), (y, x), (out_h, out_w) = self.source_size, self.resized_size, self.corner, self.size
+        tall, wide = self._filled_size()
+        rows = (y + np.arange(tall) + 0.5) * h // new_h
+        columns = (x + np.arange(wide) + 0.5) * w // new_w
         window = segmentation[np.ix_(rows.astype(int), columns.astype(int))]
-        return np.pad(window, [(0, self.out_h - tall), (0, self.out_w - wide)])
+        return np.pad(window, [(0, out_h - tall), (0, out_w - wide)])
 
 
-def _source(start: int, length: int, step: float, limit: int) -> tuple[slice, float, float]:
-    """One axis of a resized window: the pixels that the filter reads, and where in these the window begins and ends.
+def _source_pixels(*, start: int, length: int, step: float, limit: int) -> tuple[slice, float, float]:
+    """Finds the pixels of an image from which one axis of a resized window is interpolated.
 
     Args:
-        start, length: of the window, in pixels of the resized image.
-        step: pixels of the image for one of the resized image.
-        limit: pixels of the image.
+        start: start of the window, in pixels of the resized image.
+        length: length of the window, in pixels of the resized image.
+        step: size of one pixel of the resized image, in pixels of the image.
+        limit: length of the image in pixels.
+
+    Returns:
+        The pixels that the filter reads, and the begin and end of the window relative to the first of them.
     """
     begin, end = start * step, min((start + length) * step, limit)
-    reach = math.ceil(max(step, 1)) + 1  # of the bilinear filter, to either side, and one to spare
+    reach = math.ceil(max(step, 1)) + 1  # radius of the bilinear filter, plus one pixel to be safe
     first = max(0, math.floor(begin) - reach)
     return slice(first, math.ceil(end) + reach), begin - first, end - first
 
 
 class RandomZoomCrop(T.Augmentation):
-    """Resizes, zooms by a random factor and keeps a random window of fixed size, all in one :class:`ResizedWindow`."""
+    """Resizes an image, zooms by a random factor and keeps a random window, all in one :class:`ResizedWindow`."""
 
-    def __init__(self, resize: T.ResizeShortestEdge, zoom: Zoom, size: tuple[int, int] | None):
-        """Takes plain values.
+    def __init__(self, resize: T.ResizeShortestEdge, *, zoom: Zoom, size: tuple[int, int] | None):
+        """Initializes the augmentation.
 
         Args:
-            resize: draws the size that the zoom factor is relative to.
-            zoom: draws that factor.
-            size: (height, width) of the output in pixels, padded right and below; None keeps the whole image.
+            resize: augmentation that draws the size to which the zoom factor is relative.
+            zoom: distribution of the zoom factor.
+            size: (height, width) of the output in pixels, padded on the right and below; None keeps the whole image.
         """
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """A random transform for an image of this size.
+        """Draws a random transform for an image of this size.
 
         Raises:
-            ValueError: nothing would be left of the image.
+            ValueError: the image is so thin that nothing would be left of it.
         """
         height, width = image.shape[:2]
         resize = self.resize.get_transform(image)
@@ -122,22 +142,24 @@ class RandomZoomCrop(T.Augmentation):
             raise ValueError("height and width must be > 0")
         zoom = self.zoom.draw()
         new_h, new_w = max(1, round(new_h * zoom)), max(1, round(new_w * zoom))
-        tall, wide = self.size or (new_h, new_w)
-        y = np.random.randint(max(0, new_h - tall) + 1)
-        x = np.random.randint(max(0, new_w - wide) + 1)
-        return ResizedWindow(height, width, new_h, new_w, y, x, tall, wide)
+        out_h, out_w = self.size or (new_h, new_w)
+        y = np.random.randint(max(0, new_h - out_h) + 1)
+        x = np.random.randint(max(0, new_w - out_w) + 1)
+        return ResizedWindow(
+            source_size=(height, width), resized_size=(new_h, new_w), corner=(y, x), size=(out_h, out_w)
+        )
 
 
 class Warp(Transform):
-    """An affine map of the image into a black frame by OpenCV: bilinear, without antialiasing."""
+    """Maps the image into a black frame with an affine transform. OpenCV interpolates, without antialiasing."""
 
     def __init__(self, matrix: np.ndarray, source_size: tuple[int, int], size: tuple[int, int]):
-        """Takes plain values.
+        """Initializes the transform.
 
         Args:
-            matrix: (3, 3) float64, from (x, y, 1) in the image to (x, y, 1) in the frame. Boxes follow it in the
-                coordinates of this module. OpenCV counts pixels from the centre of the first, so that with a scale
-                of r an object lies (1 - r) / 2 pixels right of and below its box, as in NanoDet.
+            matrix: (3, 3) float64, which maps (x, y, 1) in the image to (x, y, 1) in the frame. Boxes are mapped in the
+                coordinates of this module. OpenCV has the centre of the first pixel at 0, so that with a scale of r an
+                object lies (1 - r) / 2 pixels to the right of and below its box, as it does in NanoDet.
             source_size: (height, width) of the image.
             size: (height, width) of the frame.
         """
@@ -161,18 +183,21 @@ class Warp(Transform):
 def letterbox_matrix(
     source_size: tuple[int, int],
     size: tuple[int, int],
+    *,
     zoom: float = 1.0,
     flipped: bool = False,
     center: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """The matrix of a :class:`Warp` that fits the image into the frame: as large as goes in, centred.
+    """Computes the matrix of a :class:`Warp` that centres the image in the frame, as large as the frame allows.
+
+    The image may be zoomed, flipped and moved before it is fitted into the frame.
 
     Args:
         source_size: (height, width) of the image.
         size: (height, width) of the frame.
-        zoom: factor by which the image is enlarged about its centre before.
-        flipped: whether it is mirrored, left to right, before.
-        center: (x, y) that its centre moves to before, in pixels of the image; None leaves it.
+        zoom: factor by which the image is enlarged about its centre.
+        flipped: whether the image is flipped horizontally.
+        center: (x, y) that the centre of the image is moved to, in pixels of the image; None leaves it in place.
 
     Returns:
         (3, 3) float64.
@@ -189,24 +214,25 @@ def letterbox_matrix(
 
 
 class Letterbox(T.Augmentation):
-    """The image in the middle of a black frame; in training it is zoomed, flipped and shifted by the same warp."""
+    """Centres the image in a black frame. In training, the same warp also zooms, flips and shifts it."""
 
     def __init__(
         self,
         size: tuple[int, int],
+        *,
         zoom: Zoom = Zoom(),
         flip_prob: float = 0.0,
         shift: float = 0.0,
         shift_prob: float = 1.0,
     ):
-        """Takes plain values; the defaults are the test's.
+        """Initializes the augmentation. The defaults are those of testing.
 
         Args:
             size: (height, width) of the frame in pixels.
-            zoom: draws the zoom factor.
-            flip_prob: probability of mirroring the image left to right.
-            shift: the image's centre moves by up to this share of its width and of its height.
-            shift_prob: probability of moving it at all.
+            zoom: distribution of the zoom factor.
+            flip_prob: probability of flipping the image horizontally.
+            shift: maximum distance by which the centre of the image is moved, as a fraction of its width and height.
+            shift_prob: probability of moving it.
         """
         super().__init__()
         self._init(locals())
@@ -217,12 +243,12 @@ class Letterbox(T.Augmentation):
         if self._rand_range() < self.shift_prob:
             x, y = np.random.uniform(0.5 - self.shift, 0.5 + self.shift, 2)
             center = x * width, y * height
-        matrix = letterbox_matrix((height, width), self.size, zoom, flipped, center)
+        matrix = letterbox_matrix((height, width), self.size, zoom=zoom, flipped=flipped, center=center)
         return Warp(matrix, (height, width), self.size)
 
 
 class QuarterTurns(Transform):
-    """Turns by ``k`` quarters counter-clockwise: exact, where Detectron2's rotation interpolates."""
+    """Rotates by ``k`` quarter turns counter-clockwise without interpolation, unlike Detectron2's rotation."""
 
     def __init__(self, k: int, height: int, width: int):
         super().__init__()
@@ -241,7 +267,7 @@ class QuarterTurns(Transform):
 
 
 class RandomQuarterTurns(T.Augmentation):
-    """0, 1, 2 or 3 quarter turns, equally likely."""
+    """Rotates by 0, 1, 2 or 3 quarter turns, each with the same probability."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         return QuarterTurns(np.random.randint(4), *image.shape[:2])

@@ -1,49 +1,56 @@
-"""Hooks of the trainer beside Detectron2's own."""
+"""Hooks of the trainer in addition to those of Detectron2."""
 
 import logging
 import os
 
-import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from clq.checkpoint.checkpointer import Checkpointer
+from clq.checkpoint.folder import BEST, FINAL, checkpoints
+from clq.checkpoint.storage import save_safetensors, save_torch
+from clq.engine.heartbeat import Heartbeat
+
 logger = logging.getLogger(__name__)
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class EMAHook(HookBase):
-    """Exponential moving average of a model's parameters and buffers, in their own type, float32.
+    """Keeps an exponential moving average of a model's parameters and buffers, in float32 like these.
 
-    After the first step it is the model itself. Later steps keep min(decay, (1 + n) / (10 + n)) of it, n the number of
-    steps before, so that it soon forgets where the training began. Integer buffers, which count, are the model's.
+    After the first step the average equals the model. The step after n others keeps min(decay, (1 + n) / (10 + n)) of
+    the average, so that it soon forgets the start of the training. Integer buffers, which are counters, are copied from
+    the model.
 
-    The average is part of the trainer's checkpoints, so that a training that is resumed continues it. A training that
-    comes to its end writes it to ``model_final_ema.pth``, for ``MODEL.WEIGHTS``.
+    The average is part of the trainer's checkpoints, so a resumed training continues it. A training that reaches its
+    last iteration writes the average to ``model_final_ema.pth``, which can be used as ``MODEL.WEIGHTS``.
 
     Args:
-        model: that is trained, in DistributedDataParallel or not.
-        decay: in [0, 1).
-        folder: of ``model_final_ema.pth``.
+        model: model that is trained, which may be wrapped in DistributedDataParallel.
+        decay: largest share of the average that a step keeps, in [0, 1).
+        folder: folder for ``model_final_ema.pth``.
     """
 
     def __init__(self, model: nn.Module, decay: float, folder: str):
         if isinstance(model, DistributedDataParallel):
             model = model.module
         self._model = model
-        self._average = AveragedModel(model, multi_avg_fn=self._move, use_buffers=True)
+        self._average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
         self.decay = decay
         self.folder = folder
 
     @property
     def model(self) -> nn.Module:
-        """A model of its own, whose weights are the average."""
+        """A separate model whose weights are the average."""
         return self._average.module
 
-    def _move(self, averages: list[Tensor], values: list[Tensor], _) -> None:
-        """Takes tensors of one type a step on; of those after the first."""
+    def _update(self, averages: Tensors, values: Tensors, _: Tensor | int) -> None:
+        """Updates averages of one dtype in place, in every step but the first."""
         if averages[0].is_floating_point():
             n = int(self._average.n_averaged)
             get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averages, values, n)
@@ -52,19 +59,99 @@ class EMAHook(HookBase):
                 average.copy_(value)
 
     def before_train(self) -> None:
+        """Warns if the resumed checkpoint has no average."""
         if self.trainer.start_iter > 0 and not self._average.n_averaged:
-            logger.warning("--resume: the checkpoint is of a training without SOLVER.EMA; the average starts now")
+            logger.warning("--resume: the checkpoint comes from a training without SOLVER.EMA; the average starts now")
 
     def after_step(self) -> None:
+        """Updates the average."""
         self._average.update_parameters(self._model)
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():  # not after an error
-            with PathManager.open(os.path.join(self.folder, "model_final_ema.pth"), "wb") as f:
-                torch.save({"model": self.model.state_dict()}, f)
+        """Writes the average of a training that was not ended by an error."""
+        if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
+            save_torch({"model": self.model.state_dict()}, os.path.join(self.folder, "model_final_ema.pth"))
 
     def state_dict(self) -> dict:
+        """The average and its number of steps."""
         return self._average.state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Continues a saved average."""
         self._average.load_state_dict(state_dict)
+
+
+class NewestCheckpoints(PeriodicCheckpointer):
+    """Saves a checkpoint every ``period`` steps and at the end, and keeps the newest ones.
+
+    Args:
+        checkpointer: checkpointer of the training.
+        period: number of steps from one checkpoint to the next.
+        kept: number of checkpoints to keep besides the final and the best one; 0 for all.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, kept: int):
+        super().__init__(checkpointer, period, max_to_keep=kept or None)
+
+    def before_train(self) -> None:
+        """Counts the checkpoints of a training that is resumed among those to keep."""
+        super().before_train()
+        folder = self.checkpointer.save_dir
+        names = [name for name in reversed(checkpoints(folder)) if name != f"{FINAL}.pth"]
+        self.recent_checkpoints = [os.path.join(folder, name) for name in names]
+
+
+class BestCheckpoint(BestCheckpointer):
+    """Saves ``model_best.pth`` after each evaluation that is better than all before, also those before a resume.
+
+    Args:
+        period: number of steps from one evaluation to the next.
+        checkpointer: checkpointer of the training.
+        metric: name of the metric.
+    """
+
+    def __init__(self, period: int, checkpointer: Checkpointer, metric: str = "bbox/AP"):
+        super().__init__(period, checkpointer, metric, file_prefix=BEST)
+
+    def state_dict(self) -> dict:
+        """The best value so far and its iteration."""
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continues with a saved best value."""
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class FinalSafetensors(HookBase):
+    """Writes the weights of a training that comes to its end to ``model_final.safetensors``.
+
+    Args:
+        model: model that is trained, in DistributedDataParallel or not.
+        folder: folder of the file.
+    """
+
+    def __init__(self, model: nn.Module, folder: str):
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.folder = folder
+
+    def after_train(self) -> None:
+        """Writes the file, unless the training was ended by an error."""
+        if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
+            save_safetensors(self._model.state_dict(), os.path.join(self.folder, f"{FINAL}.safetensors"))
+
+
+class HeartbeatHook(HookBase):
+    """Reports the iteration to the other ranks; in a step, unlike in what hooks do after it, no rank may be idle.
+
+    Args:
+        heartbeat: heartbeat of this process.
+    """
+
+    def __init__(self, heartbeat: Heartbeat):
+        self._heartbeat = heartbeat
+
+    def before_step(self) -> None:
+        self._heartbeat.begin_step(self.trainer.iter)
+
+    def after_step(self) -> None:
+        self._heartbeat.end_step()

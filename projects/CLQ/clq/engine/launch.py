@@ -1,31 +1,232 @@
-"""Starting a script in as many processes as it asks for."""
+"""Starting a script in as many processes as it asks for, or as one of those that torchrun has started.
 
+``--num-gpus`` and ``--num-processes`` start torch's own launcher, which torchrun is the command line of. A rank finds
+the same environment either way, and from then on does the same.
+"""
+
+import argparse
+import contextlib
+import logging
+import multiprocessing
+import os
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 import torch
-from detectron2.engine import launch
-from torch.multiprocessing import ProcessExitedException
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from torch.distributed import DistNetworkError
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from clq.utils.cli import run_cli
+import clq
+from clq.engine import heartbeat
+from clq.engine.process_group import join_group, leave_group, place_of_torchrun, started_by_torchrun
+from clq.errors import UserError
+from clq.utils.cli import count, message_of, positive, run_cli
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_TIMEOUT = 30  # seconds
+_SECONDS_TO_END = 10  # for a rank that has failed
+_CHOOSE_PROCESSES = "num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url"
 
 
-def launch_cli(main: Callable, args) -> None:
-    """:func:`~clq.utils.cli.run_cli` in as many processes as Detectron2's ``--num-gpus``, ``--num-machines`` ask for.
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's :func:`default_argument_parser` with ``--num-processes`` and ``--heartbeat-timeout``.
+
+    The options that choose processes are None where they are not given.
+    """
+    parser = default_argument_parser()
+    parser.add_argument("--num-processes", type=positive, help="number of processes on CPUs *per machine*")
+    parser.add_argument(
+        "--heartbeat-timeout",
+        type=count,
+        default=_HEARTBEAT_TIMEOUT,
+        metavar="SECONDS",
+        help="end a job of several processes when one of them has been silent, stopped or idle for so long; 0: never",
+    )
+    parser.set_defaults(**dict.fromkeys(_CHOOSE_PROCESSES))
+    return parser
+
+
+def launch_cli(main: Callable, args: argparse.Namespace) -> NoReturn:
+    """:func:`~clq.utils.cli.run_cli` in as many processes as the arguments or torchrun ask for.
 
     Args:
         main: called as ``main(args)`` in each process.
-        args: of :func:`detectron2.engine.default_argument_parser`.
+        args: of :func:`argument_parser`.
     """
-    found = torch.cuda.device_count()
-    if args.num_machines > 1 and args.num_gpus < 1:  # Detectron2 would train on each of them alone
-        print(f"{sys.argv[0]}: --num-machines {args.num_machines}: takes --num-gpus of at least 1.", file=sys.stderr)
-        sys.exit(2)
-    if args.num_gpus > found and args.num_gpus * args.num_machines > 1:  # one process may do without
-        asked = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}"
-        print(f"{sys.argv[0]}: {asked}: this machine has {found} GPU(s); ask for fewer.", file=sys.stderr)
-        sys.exit(2)
+    run_cli(_launch, main, args)
+
+
+def _launch(main: Callable, args: argparse.Namespace) -> int | None:
+    if started_by_torchrun():
+        return _run_rank(main, args)
+    machines = 1 if args.num_machines is None else args.num_machines
+    processes = _processes_per_machine(args, machines)
+    if machines * processes == 1:
+        return main(args)
+    rendezvous: dict = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+    if machines > 1:
+        rank = {"rank": _machine_rank(args, machines)}
+        rendezvous = {"rdzv_backend": "static", "rdzv_endpoint": _endpoint(args, machines), "rdzv_configs": rank}
+    _device_type(args, processes)  # its mistakes are reported once, before processes start
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=machines,
+            max_nodes=machines,
+            nproc_per_node=processes,
+            run_id="clq",
+            max_restarts=0,
+            start_method="forkserver",  # imports everything once and not in each process
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            **rendezvous,
+        )
+        return _run_launcher(config, main, args)
+
+
+def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace) -> int:
+    """Runs the processes of this machine; returns the exit status."""
+    for name in logging.root.manager.loggerDict:  # the ranks report what happens in one line
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        launch(run_cli, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
-    except ProcessExitedException as e:  # a process has said why already
-        sys.exit(e.exit_code)
+        elastic_launch(config, _start_rank)(main, args)
+        return 0
+    except SignalException as e:  # passed on to the ranks, which have ended
+        return 128 + e.sigval
+    except DistNetworkError as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{config.rdzv_endpoint}: the processes cannot meet there ({reason}); see --dist-url.") from e
+    except ChildFailedError as e:
+        for rank, failure in e.failures.items():
+            if failure.exitcode < 0 and "status" not in failure.error_file_data:
+                print(f"{sys.argv[0]}: rank {rank} was ended by {failure.signal_name()}.", file=sys.stderr)
+        _, first = e.get_first_failure()
+        return first.error_file_data.get("status", max(first.exitcode, 1))
+
+
+def _processes_per_machine(args: argparse.Namespace, machines: int) -> int:
+    if machines < 1:
+        raise UserError(f"--num-machines {machines}: must be at least 1.")
+    if args.num_processes is not None:
+        if args.num_gpus is not None:
+            raise UserError("--num-processes is for CPUs and does not go with --num-gpus; leave one of them out.")
+        return args.num_processes
+    gpus = 1 if args.num_gpus is None else args.num_gpus
+    if machines > 1 and gpus < 1:
+        raise UserError(f"--num-machines {machines}: takes --num-gpus or --num-processes of at least 1.")
+    found = torch.cuda.device_count()
+    if gpus > found and gpus * machines > 1:  # a single process may do without
+        raise UserError(
+            f"--num-gpus {gpus} --num-machines {machines}: this machine has {found} GPU(s); ask for fewer, or for "
+            "--num-processes on CPUs."
+        )
+    return max(gpus, 1)
+
+
+def _machine_rank(args: argparse.Namespace, machines: int) -> int:
+    rank = args.machine_rank
+    if rank is None or not 0 <= rank < machines:
+        raise UserError(f"--machine-rank {rank}: must be 0 on the first of the {machines} machines, 1 on the next, ...")
+    return rank
+
+
+def _endpoint(args: argparse.Namespace, machines: int) -> str:
+    """Host and port of ``--dist-url``."""
+    with contextlib.suppress(ValueError):
+        url = urlsplit(args.dist_url or "")
+        if url.scheme == "tcp" and url.hostname and url.port:
+            return f"{url.hostname}:{url.port}"
+    raise UserError(
+        f"--num-machines {machines} --dist-url {args.dist_url}: takes --dist-url tcp://HOST:PORT, a free port of the "
+        "first machine."
+    )
+
+
+def _device_type(args: argparse.Namespace, processes: int) -> str:
+    """The device of all ranks, ``cuda`` or ``cpu``: the config's.
+
+    Args:
+        args: of the script.
+        processes: number of processes on this machine.
+
+    Raises:
+        UserError: there are not as many GPUs, or the config asks for another device than the options.
+    """
+    device = clq.setup_cfg(args.config_file, args.opts).MODEL.DEVICE
+    kind, _, index = device.partition(":")
+    if index:
+        raise UserError(f"MODEL.DEVICE {device}: several processes take a GPU each; write {kind}.")
+    if kind == "cuda" and args.num_processes is not None:
+        raise UserError(
+            f"--num-processes {args.num_processes}: is for CPUs; set MODEL.DEVICE cpu, or ask for --num-gpus."
+        )
+    if kind == "cpu" and args.num_gpus is not None and args.num_gpus > 1:
+        raise UserError(f"--num-gpus {args.num_gpus}: MODEL.DEVICE is cpu; ask for --num-processes.")
+    if kind == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(
+            f"{processes} processes on this machine, which has {torch.cuda.device_count()} GPU(s): start fewer "
+            "(--nproc-per-node of torchrun), or set MODEL.DEVICE cpu."
+        )
+    return kind
+
+
+def _start_rank(main: Callable, args: argparse.Namespace) -> None:
+    """The first function of a process that the launcher has started, in which torch has set torchrun's environment."""
+    for name in _CHOOSE_PROCESSES:
+        setattr(args, name, None)
+    multiprocessing.set_start_method(None, force=True)  # data loaders fork their workers as they do elsewhere
+    run_cli(_run_rank, main, args)
+
+
+def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
+    """Runs ``main`` as a rank; returns the exit status. Of all ranks that fail, the first prints why, in one line."""
+    try:
+        place = place_of_torchrun()
+        for name in _CHOOSE_PROCESSES:
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: torchrun chooses the processes; leave it out.")
+        device = _device_type(args, int(os.environ["LOCAL_WORLD_SIZE"]))
+    except UserError:
+        if int(os.environ["LOCAL_RANK"]) > 0:  # the others of this machine print nothing
+            return 2
+        raise
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        args.resume = True  # torchrun has started the job again
+    try:
+        join_group(place, device, args.heartbeat_timeout)
+        status = main(args)
+        leave_group()
+        return status
+    except UserError as e:
+        return _fail(message_of(e), status=2)
+    except Exception as e:
+        return _fail(f"{type(e).__name__}: {' '.join(str(e).split())}", status=1)
+    except BaseException:  # SystemExit, KeyboardInterrupt
+        if (beat := heartbeat.current()) is not None:
+            beat.leave()
+        raise
+
+
+def _fail(message: str, status: int) -> int:
+    """Reports the failure of this rank unless it follows from that of another one; returns the exit status."""
+    name = f"rank {comm.get_rank()}: " if status != 2 else ""
+    beat = heartbeat.current()
+    if beat is None:
+        print(f"{sys.argv[0]}: {name}{message}", file=sys.stderr)
+    first = beat.fail(name + message, status=status) if beat is not None else True
+    if first and status != 2:
+        logger.exception("Exception in rank %d:", comm.get_rank())
+    # Other ranks are gone, and what waits for them when the interpreter ends must not keep this process.
+    timer = threading.Timer(_SECONDS_TO_END, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
+    return status

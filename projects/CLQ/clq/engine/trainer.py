@@ -1,40 +1,57 @@
-"""Detectron2's DefaultTrainer with this project's checkpointer, optimizers, loaders and step."""
+"""Detectron2's DefaultTrainer with the checkpointer, optimizers, loaders and training step of this project."""
 
+import contextlib
 import logging
 import os
 import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _foreach_utils
 
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
+from clq.config import check_keys
+from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import EMAHook
+from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, HeartbeatHook, NewestCheckpoints
+from clq.engine.nonfinite import FiniteWeights
+from clq.engine.process_group import share_buffers
+from clq.engine.resume import ExactResume
+from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
+from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains any box detector of a config, evaluates with COCO's metrics."""
+    """Trains the box detector that a config describes, and evaluates it with COCO's metrics.
+
+    Args:
+        cfg: config of the training.
+
+    Raises:
+        UserError: the config has a mistake.
+    """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer.__init__ in its own order, but for the classes of step and checkpointer, which it hard-codes.
+        # This repeats DefaultTrainer.__init__, which hard-codes the classes of the step and the checkpointer.
         TrainerBase.__init__(self)
-        for name in ("detectron2", "clq"):  # as when a script has not set up logging: in a notebook
+        for name in ("detectron2", "clq"):  # logging is not set up, as in a notebook
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -46,7 +63,9 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step(cfg, model, loader, optimizer)
         with blamed_on("SOLVER.STEPS, MAX_ITER, GAMMA and WARMUP_*"):
             self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -54,7 +73,7 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Detectron2's, but for the learning rate: :func:`learning_rate` scales it with the batch, once."""
+        """Scales a config as Detectron2 does, except for the learning rate, which :func:`learning_rate` scales."""
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is not cfg and cfg.SOLVER.REFERENCE_BATCH > 0:
             scaled.defrost()
@@ -63,17 +82,38 @@ class Trainer(DefaultTrainer):
         return scaled
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and those of ``SOLVER.EMA`` and ``TEST.AUG``.
+        """Returns Detectron2's hooks and those of this project.
 
-        With the first, the average of the weights is evaluated whenever the weights are: results ``EMA/bbox/AP`` and so
-        on, detections in the folder ``ema/inference``. With the second, a training ends with a test with augmentation.
+        Checkpoints are kept as ``SOLVER.CHECKPOINTS_KEPT`` says, and evaluations in between save the best one.
+        With ``SOLVER.EMA``, every evaluation also evaluates the moving average of the weights. Its results are called
+        ``EMA/bbox/AP`` and so on, and its detections are written to the folder ``ema/inference``. With ``TEST.AUG``,
+        the training ends with an evaluation with test-time augmentation.
         """
         hooks, cfg = super().build_hooks(), self.cfg.clone()
-        own = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        for i, hook in enumerate(hooks):
+            if isinstance(hook, PeriodicCheckpointer):  # on the main process only
+                hooks[i] = NewestCheckpoints(
+                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
+                )
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        states = {"model": self.checkpointer.model.state_dict, "optimizer": self.optimizer.state_dict}
+        weights = FiniteWeights(period, **states)
+        self._stop_hook = StopHook(self.checkpointer, weights, period)
+        hooks.insert(evaluation, self._stop_hook)
+        writing = next((i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer)), evaluation)
+        hooks.insert(writing, weights)
+        evaluation += 2
+        if cfg.SOLVER.SAVE_SAFETENSORS:
+            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR))
+        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
+            hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
         if cfg.TEST.AUG.ENABLED:
-            hooks.insert(own + 1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before the writers
+            hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
+            hooks.insert(evaluation + 1, hook)  # before the writers
         if cfg.SOLVER.EMA.ENABLED:
             average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
+            weights.add("average", average.model.state_dict)
             cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
 
@@ -81,30 +121,52 @@ class Trainer(DefaultTrainer):
                 logger.info("Evaluation of the moving average of the weights (SOLVER.EMA):")
                 return {"EMA": self.test(cfg, average.model)}
 
-            hooks.insert(own + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
+            hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
+        hooks.append(ExactResume(self.model, self._trainer.data_loader, self.cfg))
+        if (beat := heartbeat.current()) is not None:
+            hooks.insert(0, HeartbeatHook(beat))
         return hooks
 
     def train(self) -> dict | None:
-        """Runs the training; returns the last evaluation's results on the main process."""
-        # Detectron2 logs a traceback of whatever ends a training; a mistake in the data is said in one line instead.
-        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_mistake)
-        super().train()
+        """Runs the training; returns the results of the last evaluation on the main process, and None on others."""
+        # Detectron2 logs a traceback of every exception, but a mistake of the user is reported in one line.
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_not_user_error)
+        if self.start_iter >= max(self.max_iter, 1):  # interrupted after the last step, before its result was saved
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+        with signals.stop_signals(), signals.deferred():
+            try:
+                super().train()
+            except signals.InterruptedAtOnce as e:  # in an evaluation, which changes nothing
+                self._stop_hook.end(e.signum)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+
+    def after_train(self) -> None:
+        """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
+        if self.iter < self.max_iter:
+            self._hooks: list[HookBase] = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
-        """Detectron2's, in the precision of ``TEST.AMP``."""
-        with inference_autocast(cfg):
+        """Evaluates a model as Detectron2 does, in the precision of ``TEST.AMP``."""
+        share_buffers(model)
+        # A signal ends an evaluation at once, even within a training. Of several processes none can end it alone.
+        alone = comm.get_world_size() == 1
+        interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
+        with interruptible, inference_autocast(cfg), heartbeat.watched():
             return super().test(cfg, model, evaluators)
 
     @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """:meth:`test` with the augmentation of ``TEST.AUG``; names of results end with ``_TTA``, as in Detectron2."""
-        logger.info("Test with augmentation: short sides %s, flip %s", cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP)
+    def test_with_TTA(cls, cfg: CfgNode, model: CLQ | DistributedDataParallel) -> dict:
+        """Evaluates a model with the test-time augmentation of ``TEST.AUG``.
+
+        The names of the results end with ``_TTA``, as in Detectron2.
+        """
+        logger.info("Evaluation with augmentation: short sides %s, flip %s", cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP)
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # the loader leaves images as they are: each is resized once, not twice
+        cfg.INPUT.MIN_SIZE_TEST = 0  # the loader must not resize the images, which the augmentation resizes
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, DenseTTA(model, DatasetMapperTTA(cfg)), evaluators)
@@ -112,55 +174,64 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, with weights in the memory format that convolutions are fastest in."""
+        """Builds the model with channels-last weights, which are the fastest for convolutions."""
         return super().build_model(cfg).to(memory_format=torch.channels_last)
 
-    # The step's own state (optimizer, loss scale), which Detectron2 0.6 leaves out of checkpoints and main does not.
     def state_dict(self) -> dict:
+        """The state of the hooks and of the step (optimizer, loss scale), which Detectron2 0.6 does not save."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Continues a training.
 
         Raises:
-            UserError: the checkpoint is of a training with another optimizer or without its state.
+            UserError: the checkpoint has no state of an optimizer, or that of a different one.
         """
         step = state_dict.get("_trainer")
         if step is None:
-            raise UserError("--resume: the checkpoint has no optimizer's state; start anew from it as MODEL.WEIGHTS.")
+            raise UserError(
+                "--resume: the checkpoint has no optimizer state; start a new training from it as MODEL.WEIGHTS."
+            )
         self._check_resumable(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups)
         for theirs, ours in zip(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups, strict=True):
-            if "fused" in ours:  # of the machine, not of the training: it may go on where there are no fused kernels
+            if "fused" in ours:  # a property of the machine: this one may have no fused kernels
                 theirs["fused"] = ours["fused"]
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(step)
 
     def _check_resumable(self, theirs: list[dict], ours: list[dict]) -> None:
-        """Holds the parameter groups of a checkpoint's optimizer against those of this training's."""
+        """Compares the parameter groups of a checkpoint's optimizer with those of this training."""
         if ("betas" in theirs[0]) != ("betas" in ours[0]):
             raise UserError(
-                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume is of a training with "
-                "another; use that, or start anew from it as MODEL.WEIGHTS."
+                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume was trained with another "
+                "one; use that, or start a new training from the checkpoint as MODEL.WEIGHTS."
             )
         if [len(g["params"]) for g in theirs] != [len(g["params"]) for g in ours]:
             raise UserError(
-                "--resume: the checkpoint's optimizer has other groups of parameters; set SOLVER.WEIGHT_DECAY_NORM, "
-                "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and MODEL.BACKBONE.FREEZE_AT as they were, or start anew from it."
+                "--resume: the optimizer in the checkpoint has other parameter groups; set SOLVER.WEIGHT_DECAY_NORM, "
+                "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and MODEL.BACKBONE.FREEZE_AT as they were, or start a new training "
+                "from it as MODEL.WEIGHTS."
             )
         if theirs[0].get("initial_lr") != ours[0]["initial_lr"]:
             rates = ours[0]["initial_lr"], theirs[0]["initial_lr"]
-            logger.warning("Learning rate %g is not used: the training resumed goes on with its own, %g", *rates)
+            logger.warning("Learning rate %g is not used: the resumed training continues with its own, %g", *rates)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER`` with Detectron2's parameter groups, gradient clipping, and :func:`learning_rate`."""
+        """Builds ``SOLVER.OPTIMIZER`` with :func:`learning_rate`, gradient clipping and Detectron2's parameter groups.
+
+        Raises:
+            UserError: the optimizer is unknown, or refuses its settings.
+        """
+        check_keys(cfg, "SOLVER")
         lr, s = learning_rate(cfg), cfg.SOLVER
         kinds = {
             "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
-            "AdamW": (torch.optim.AdamW, {"fused": has_fused_kernels(model)}),  # one pass over the weights, not ten
+            "AdamW": (
+                torch.optim.AdamW,
+                {"fused": has_fused_kernels(model)},
+            ),  # one pass over the weights instead of ten
         }
-        if s.OPTIMIZER not in kinds:
-            raise UserError(f"SOLVER.OPTIMIZER: {s.OPTIMIZER} is not one of {', '.join(kinds)}.")
         kind, kwargs = kinds[s.OPTIMIZER]
         params = get_default_optimizer_params(
             model,
@@ -173,18 +244,20 @@ class Trainer(DefaultTrainer):
             return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        """Detectron2's loader with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
-        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """A loader that a resumed training continues, with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
+        loader = build_train_loader(cfg, build_train_mapper(cfg))
+        loader.worker_init_fn = signals.start_worker
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Detectron2's loader with this project's reader of images."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg))
+        """Builds Detectron2's loader with the image reader of this project."""
+        return signals.shield_workers(build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg)))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
-        """COCO's box metrics, over as many detections an image as the detector may return (COCO: 100)."""
+        """Builds the evaluator of COCO's box metrics, for as many detections per image as the detector may return."""
         return COCOEvaluator(
             dataset_name,
             tasks=("bbox",),
@@ -194,26 +267,27 @@ class Trainer(DefaultTrainer):
         )
 
 
-def _is_no_mistake(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+def _is_not_user_error(record: logging.LogRecord) -> bool:
+    # Of several ranks, all but the first to fail are told in obscure words that another one is gone.
+    return not (record.exc_info and (isinstance(record.exc_info[1], UserError) or comm.get_world_size() > 1))
 
 
 def has_fused_kernels(model: nn.Module) -> bool:
-    """Whether the installed torch has fused optimizers for all devices that the model's parameters are on.
+    """Whether the installed torch has fused optimizers for all devices of the model's parameters.
 
-    Fused kernels came to CUDA first and to CPUs with torch 2.4. There is no public list of these devices; where torch
-    has no private one either, CUDA alone counts.
+    Fused kernels exist on CUDA, and on CPUs since torch 2.4. Torch has no public list of these devices. If it has no
+    private list either, CUDA is taken to be the only one.
     """
     devices = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", lambda: ["cuda"])()
     return all(p.device.type in devices for p in model.parameters())
 
 
 def learning_rate(cfg: CfgNode) -> float:
-    """``SOLVER.BASE_LR`` scaled linearly from ``SOLVER.REFERENCE_BATCH`` images to ``SOLVER.IMS_PER_BATCH``; logged."""
+    """Scales ``SOLVER.BASE_LR`` linearly from ``SOLVER.REFERENCE_BATCH`` to ``SOLVER.IMS_PER_BATCH`` and logs it."""
     base, batch, reference = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH
     if reference <= 0:
-        logger.info("Learning rate %g: SOLVER.BASE_LR as it is (SOLVER.REFERENCE_BATCH is 0)", base)
+        logger.info("Learning rate %g: SOLVER.BASE_LR, not scaled (SOLVER.REFERENCE_BATCH is 0)", base)
         return base
     lr = base * batch / reference
-    logger.info("Learning rate %g = SOLVER.BASE_LR %g x %d images a batch / %d", lr, base, batch, reference)
+    logger.info("Learning rate %g = SOLVER.BASE_LR %g x %d images per batch / %d", lr, base, batch, reference)
     return lr

@@ -1,4 +1,7 @@
-"""Whether scores know how well their boxes fit: what a quality branch is for, and AP shows only in part."""
+"""Measures how well scores predict the fit of their boxes, which is the purpose of a quality branch.
+
+AP shows this only in part.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,14 +11,15 @@ from pycocotools import mask
 
 
 def best_ious(results: Iterable[Mapping], annotations: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray]:
-    """Each detection's score, and its IoU with the ground truth of its image and class that it overlaps most.
+    """Matches each detection with the ground truth of its image and class that it overlaps most.
 
     Args:
         results: COCO results of boxes (``image_id``, ``category_id``, ``bbox`` XYWH, ``score``).
-        annotations: COCO annotations; crowds count as absent.
+        annotations: COCO annotations; crowds are ignored.
 
     Returns:
-        (D,) scores and (D,) IoUs, 0 where there is no such ground truth, in the order of image and class.
+        The scores, (D,), and the IoUs, (D,), of D detections, grouped by image and class. The IoU is 0 where the image
+        has no ground truth of the class.
     """
     truth, found = defaultdict(list), defaultdict(list)
     for a in annotations:
@@ -33,7 +37,11 @@ def best_ious(results: Iterable[Mapping], annotations: Iterable[Mapping]) -> tup
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's: Pearson's correlation of the ranks (ties share their mean rank); nan where either is constant."""
+    """Computes Spearman's rank correlation, which is Pearson's correlation of the ranks. Ties share their mean rank.
+
+    Returns:
+        A value from -1 to 1, or nan where either input is constant or has fewer than two values.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]) if len(x) > 1 else float("nan")
 
@@ -44,5 +52,6 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def score_iou_correlation(results: Iterable[Mapping], annotations: Iterable[Mapping]) -> float:
-    """Spearman's rank correlation between final score and true IoU over all detections; see :func:`best_ious`."""
-    return rank_correlation(*best_ious(results, annotations))
+    """Computes the rank correlation of final score and true IoU over all detections; see :func:`best_ious`."""
+    scores, ious = best_ious(results, annotations)
+    return rank_correlation(scores, ious)

@@ -29,6 +29,6 @@ def draw_forest(differences: Mapping[str, Difference], reference: str, path: Pat
     axes.axvline(0, color="0.2", linewidth=0.8)
     axes.set_yticks(places, differences)
     axes.set_ylim(len(differences) - 0.5, -0.5)
-    axes.set_xlabel(f"AP less that of {reference}, with 95% interval")
+    axes.set_xlabel(f"AP minus {reference}, with 95% interval")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from clq.evaluation.metrics import box_metrics
-from clq.experiments.ablation import Run
 from clq.experiments.comparison import cached_matches
+from clq.experiments.runs import Run
 
 
 class Store:

@@ -1,11 +1,12 @@
-"""Box coders: what the regression branch predicts, and the boxes it means.
+"""Box coders: what the regression branch predicts, and how boxes are decoded from it.
 
 A coder decodes any layout: predictions (..., C), anchors (..., 4) and strides (...) broadcast against each other. Boxes
-are XYXY. Pixels with the real anchors and strides; with the unit anchor of :func:`unit_anchor` and stride 1 the same
-call gives boxes in stride units relative to their location, which is what alignment needs.
+are XYXY. They are in pixels when anchors and strides are. With the anchor of :func:`unit_anchor` and stride 1, the same
+call gives boxes in stride units relative to their location, which is what the feature alignment reads.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -13,36 +14,64 @@ from torch import Tensor
 from clq.modeling.losses import distribution_focal_loss
 from clq.modeling.scoring import at_least_float32
 
-# Width and height change by at most this factor either way (R-CNN's max ratio; both sides, as MMDetection does).
+# Width and height change by at most this factor, in both directions (R-CNN's max ratio; MMDetection clamps both ends).
 _MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def unit_anchor(anchor_scale: float) -> Tensor:
-    """(4,) the square anchor in stride units, centred on its location."""
+    """(4,) square anchor in stride units, centred on its location, from its side in strides."""
     half = anchor_scale / 2
     return torch.tensor([-half, -half, half, half])
 
 
-class BoxCoder:
-    """What coders share: the defaults of the two steps that few of them have."""
+class BoxCoder(ABC):
+    """The interface of box coders.
+
+    Attributes:
+        num_channels: number C of channels of the box prediction.
+    """
+
+    num_channels: int
 
     def activate(self, raw: Tensor) -> Tensor:
-        """The prediction from the output of the head's convolution, before the level's scale."""
+        """Turns the output of the head's convolution into the prediction, before the scale of the level."""
         return raw
 
+    @abstractmethod
+    def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
+        """Decodes boxes, in float32 or better.
+
+        Args:
+            pred: (..., C) predictions.
+            anchors: (..., 4) anchors, XYXY.
+            strides: (...) strides in the units of the anchors, or one for all.
+
+        Returns:
+            (..., 4) boxes, XYXY in the units of the anchors.
+        """
+
     def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """Losses (P,) of P positives by name, beside that of the decoded box; none."""
+        """Losses of the coding itself, beside the loss of the decoded box; none by default.
+
+        Args:
+            pred: (P, C) predictions of the positives.
+            boxes: (P, 4) ground-truth boxes, XYXY in pixels.
+            anchors: (P, 4) anchors, XYXY in pixels.
+            strides: (P,) strides in pixels.
+
+        Returns:
+            Losses (P,) by name.
+        """
         return {}
 
 
 class DeltaCoder(BoxCoder):
-    """R-CNN's deltas: shift of the centre over the anchor's size, and log ratio of the sizes, each times a weight.
+    """R-CNN's deltas: the shift of the centre over the anchor's size and the log ratio of the sizes, each weighted.
 
-    ``encode`` and ``decode`` are inverse to each other for boxes of positive size within a factor 62.5 of the anchor.
-    Unlike Detectron2's Box2BoxTransform, shrinking is clamped like growing, and any leading shape decodes.
+    Unlike Detectron2's Box2BoxTransform, it clamps shrinking like growing, and it decodes any leading shape.
 
     Args:
-        weights: of (dx, dy, dw, dh); the inverse of the standard deviations in MMDetection's terms.
+        weights: weights of (dx, dy, dw, dh); the inverse of the standard deviations in MMDetection's terms.
     """
 
     num_channels = 4
@@ -51,7 +80,7 @@ class DeltaCoder(BoxCoder):
         self.weights = tuple(weights)
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Boxes (..., 4) XYXY in the units of ``anchors``, from deltas (..., 4); ``strides`` are not needed here."""
+        """Decodes deltas (..., 4); the strides are not used. See :meth:`BoxCoder.decode`."""
         dx, dy, dw, dh = at_least_float32(pred).unbind(-1)
         wx, wy, ww, wh = self.weights
         center, size = _center_size(anchors)
@@ -60,60 +89,38 @@ class DeltaCoder(BoxCoder):
         half = 0.5 * size * log_ratio.exp()
         return torch.cat((center - half, center + half), -1)
 
-    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Deltas (..., 4) that decode to ``boxes`` (..., 4), both box tensors in the same units."""
-        center, size = _center_size(boxes)
-        anchor_center, anchor_size = _center_size(anchors)
-        deltas = torch.cat(((center - anchor_center) / anchor_size, (size / anchor_size).log()), -1)
-        return deltas * deltas.new_tensor(self.weights)
 
-
-class DistanceCoder(BoxCoder):
-    """VFNet's distances: each side lies exp(x) anchor sizes from the anchor's centre; of any sign, so always a box.
-
-    ``encode`` and ``decode`` are inverse to each other for boxes around the anchor's centre.
-    """
+class LogDistanceCoder(BoxCoder):
+    """VFNet's distances: each side lies exp(x) anchor sizes from the anchor's centre, so every prediction is a box."""
 
     num_channels = 4
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Boxes (..., 4) XYXY in the units of ``anchors``, from log distances ltrb (..., 4); ``strides`` are unused."""
+        """Decodes log distances ltrb (..., 4); the strides are not used. See :meth:`BoxCoder.decode`."""
         center, size = _center_size(anchors)
         left_top, right_bottom = at_least_float32(pred).clamp(max=_MAX_LOG_RATIO).exp().split(2, dim=-1)
         return torch.cat((center - left_top * size, center + right_bottom * size), -1)
 
-    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Log distances ltrb (..., 4) that decode to ``boxes`` (..., 4), which hold the anchors' centres."""
-        center, size = _center_size(anchors)
-        return torch.cat(((center - boxes[..., :2]) / size, (boxes[..., 2:] - center) / size), -1).log()
 
-
-class LTRBCoder(BoxCoder):
-    """TOOD's distances: each side lies x strides from the anchor's centre, where x may be negative after a refinement.
-
-    ``encode`` and ``decode`` are inverse to each other.
-    """
+class LinearDistanceCoder(BoxCoder):
+    """TOOD's distances: each side lies x strides from the anchor's centre; a refinement may make x negative."""
 
     num_channels = 4
 
     def activate(self, raw: Tensor) -> Tensor:
-        """Positive distances in strides, at most the 62.5 sizes of an anchor of 8 strides."""
+        """Positive distances in strides, up to 62.5 times the size of an anchor of 8 strides."""
         return at_least_float32(raw).clamp(max=_MAX_LOG_RATIO + math.log(8.0)).exp()
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Boxes (..., 4) XYXY in the units of ``anchors``, from distances ltrb (..., 4) and strides (...)."""
+        """Decodes distances ltrb (..., 4) in strides. See :meth:`BoxCoder.decode`."""
         return _boxes_around(anchors, at_least_float32(pred), strides)
-
-    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Distances ltrb (..., 4) in strides that decode to ``boxes`` (..., 4)."""
-        return _ltrb(boxes, anchors, strides)
 
 
 class DistributionCoder(BoxCoder):
     """GFL's general distribution: each side's distance from the anchor's centre is the mean of a softmax over bins.
 
     Args:
-        reg_max: n, the last bin, in strides; each side has bins 0 ... n.
+        reg_max: last bin n, in strides; each side has the bins 0 ... n.
     """
 
     def __init__(self, reg_max: int = 16):
@@ -125,19 +132,17 @@ class DistributionCoder(BoxCoder):
         return at_least_float32(pred).unflatten(-1, (4, self.reg_max + 1)).softmax(-1)
 
     def decode(self, pred: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Boxes (..., 4) XYXY in the units of ``anchors``, from logits (..., 4 (n + 1)) and strides (...)."""
+        """Decodes logits of the bins (..., 4 (n + 1)). See :meth:`BoxCoder.decode`."""
         probabilities = self.probabilities(pred)
         bins = torch.arange(self.reg_max + 1, device=pred.device, dtype=probabilities.dtype)
-        # No matrix product: autocast would take it to half precision.
+        # Not a matrix product, which autocast would run in half precision.
         return _boxes_around(anchors, (probabilities * bins).sum(-1), strides)
 
-    def encode(self, boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-        """Distances ltrb (..., 4) in strides, clamped to [0, n - 0.1] so that both neighbouring bins exist."""
-        return _ltrb(boxes, anchors, strides).clamp(0, self.reg_max - 0.1)
-
     def auxiliary_loss(self, pred: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """``loss_dfl`` (P,): distribution focal loss, averaged over the four sides, for P positives."""
-        target = self.encode(boxes, anchors, strides)
+        """``loss_dfl`` (P,): the distribution focal loss, averaged over the four sides of each positive."""
+        center, _ = _center_size(anchors)
+        ltrb = torch.cat((center - boxes[:, :2], boxes[:, 2:] - center), dim=1) / strides.unsqueeze(1)
+        target = ltrb.clamp(0, self.reg_max - 0.1)  # so that both neighbouring bins exist
         logits = pred.unflatten(-1, (4, self.reg_max + 1))
         return {"loss_dfl": distribution_focal_loss(logits.flatten(0, 1), target.flatten()).view(-1, 4).mean(-1)}
 
@@ -153,10 +158,3 @@ def _boxes_around(anchors: Tensor, ltrb: Tensor, strides: Tensor | float) -> Ten
     ltrb = ltrb * (strides.unsqueeze(-1) if isinstance(strides, Tensor) else strides)
     center, _ = _center_size(anchors)
     return torch.cat((center - ltrb[..., :2], center + ltrb[..., 2:]), -1)
-
-
-def _ltrb(boxes: Tensor, anchors: Tensor, strides: Tensor | float) -> Tensor:
-    """Inverse of :func:`_boxes_around`."""
-    center, _ = _center_size(anchors)
-    ltrb = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), -1)
-    return ltrb / (strides.unsqueeze(-1) if isinstance(strides, Tensor) else strides)

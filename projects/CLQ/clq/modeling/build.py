@@ -1,26 +1,31 @@
-"""From a config to the parts of its row: the slots, and the names of what fits into each."""
+"""Builds the parts of a detector from its config: one function for each slot, with the names of the parts that fit."""
 
 from collections.abc import Callable
 from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from torch import nn
+from detectron2.modeling import Backbone
 
 from clq.data.datasets import resolve_num_classes
 from clq.errors import UserError
-from clq.modeling.assign.task_aligned import TaskAlignedMatcher, TaskAlignedPhase
-from clq.modeling.box_coding import DeltaCoder, DistanceCoder, DistributionCoder, LTRBCoder
+from clq.modeling.assign.atss import ATSSAssigner
+from clq.modeling.assign.base import Assigner
+from clq.modeling.assign.max_iou import MaxIoUAssigner
+from clq.modeling.assign.simota import SimOTAAssigner
+from clq.modeling.assign.task_aligned import TaskAlignedAssigner
+from clq.modeling.box_coding import BoxCoder, DeltaCoder, DistributionCoder, LinearDistanceCoder, LogDistanceCoder
+from clq.modeling.by_iteration import ByIteration, Part
 from clq.modeling.criterion import (
     DetectionLoss,
-    weigh_by_alignment,
+    weigh_by_alignment_metric,
     weigh_by_centerness,
     weigh_by_iou,
     weigh_by_score,
 )
 from clq.modeling.head.dense_head import DenseHead, HeadPerLevel
-from clq.modeling.head.feature_alignment import AlignConv, GeometricOffsets, LearnedOffsets
-from clq.modeling.head.quality import Centerness, DistributionGuided, PredictedIoU, TaskAlignment
+from clq.modeling.head.feature_alignment import FeatureAlignment, GeometricOffsets, LearnedOffsets
+from clq.modeling.head.quality import CenternessQuality, DGQPQuality, IoUQuality, Quality, TOODQuality
 from clq.modeling.head.refinement import SampledBoxes, StarRefinement
 from clq.modeling.head.towers import ACTIVATIONS, Layers, interactive_towers, separate_towers, shared_tower
 from clq.modeling.losses import focal_loss, quality_focal_loss, varifocal_loss
@@ -28,53 +33,67 @@ from clq.modeling.postprocess import DetectionSelector
 from clq.modeling.scoring import ScoreRule
 
 
-def pyramid_shapes(backbone: nn.Module, levels: list[str], key: str = "MODEL.CLQ.IN_FEATURES") -> list[ShapeSpec]:
-    """Channels and stride of each level that a detector reads; ``key`` is where they are named.
+def pyramid_shapes(backbone: Backbone, levels: list[str], key: str = "MODEL.CLQ.IN_FEATURES") -> list[ShapeSpec]:
+    """Channels and stride of each level that a detector reads.
+
+    Args:
+        backbone: backbone with FPN.
+        levels: names of the levels.
+        key: config key that holds these names, for the error message.
 
     Raises:
-        UserError: a level that the backbone does not have, or none.
+        UserError: a level does not exist in the backbone, or there is none.
     """
-    there = backbone.output_shape()
-    if not levels or not set(levels) <= set(there):
-        raise UserError(f"{key} {levels}: name one or more that the backbone has: {', '.join(there)}.")
-    return [there[level] for level in levels]
+    shapes = backbone.output_shape()
+    if not levels or not set(levels) <= set(shapes):
+        raise UserError(f"{key} {levels}: name one or more levels of the backbone: {', '.join(shapes)}.")
+    return [shapes[level] for level in levels]
 
 
-def build_coder(cfg: CfgNode):
-    """The box coder of ``BOX.CODING``."""
+def build_coder(cfg: CfgNode) -> BoxCoder:
+    """The box coder that ``BOX.CODING`` names."""
     box = cfg.MODEL.CLQ.BOX
     return _choose(
         "BOX.CODING",
         box.CODING,
         delta=partial(DeltaCoder, box.WEIGHTS),
-        distance=DistanceCoder,
-        ltrb=LTRBCoder,
+        distance=LogDistanceCoder,
+        ltrb=LinearDistanceCoder,
         distribution=partial(DistributionCoder, box.REG_MAX),
     )
 
 
-def build_quality(cfg: CfgNode):
-    """The kind of quality of ``QUALITY.NAME``, or None."""
+def build_quality(cfg: CfgNode) -> Quality | None:
+    """The kind of quality that ``QUALITY.NAME`` names, or None."""
     quality = cfg.MODEL.CLQ.QUALITY
     return _choose(
         "QUALITY.NAME",
         quality.NAME,
         none=lambda: None,
-        centerness=Centerness,
-        iou=partial(PredictedIoU, quality.ALPHA, quality.TOWER),
-        dgqp=DistributionGuided,
-        task=partial(TaskAlignment, cfg.MODEL.CLQ.PRIOR_PROB),
+        centerness=CenternessQuality,
+        iou=partial(IoUQuality, quality.ALPHA, quality.TOWER),
+        dgqp=DGQPQuality,
+        task=partial(TOODQuality, cfg.MODEL.CLQ.PRIOR_PROB),
     )
 
 
-def build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead | HeadPerLevel:
-    """The head of ``TOWERS``, ``CONV``, ``ALIGN``, ``REFINE`` and ``HEAD_PER_LEVEL``, on levels of these shapes."""
+def build_head(
+    cfg: CfgNode, shapes: list[ShapeSpec], coder: BoxCoder, quality: Quality | None
+) -> DenseHead | HeadPerLevel:
+    """The head that ``TOWERS``, ``CONV``, ``ALIGN``, ``REFINE`` and ``HEAD_PER_LEVEL`` describe.
+
+    Args:
+        cfg: the config.
+        shapes: channels and stride of each level that the head reads.
+        coder: box coder.
+        quality: kind of quality, or None.
+    """
     if not cfg.MODEL.CLQ.HEAD_PER_LEVEL:
         return _build_head(cfg, shapes, coder, quality)
     return HeadPerLevel(_build_head(cfg, [shape], coder, quality) for shape in shapes)
 
 
-def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseHead:
+def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder: BoxCoder, quality: Quality | None) -> DenseHead:
     c = cfg.MODEL.CLQ
     depthwise = _choose("CONV", c.CONV, full=lambda: False, depthwise=lambda: True)
     activation = _choose("ACTIVATION", c.ACTIVATION, **{name: lambda f=f: f for name, f in ACTIVATIONS.items()})
@@ -95,9 +114,10 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
     )
     if refine is not None and refine.coding != c.BOX.CODING:
         raise UserError(f"MODEL.CLQ.REFINE.NAME {c.REFINE.NAME}: needs MODEL.CLQ.BOX.CODING {refine.coding}.")
+    branch = None
     if quality is not None:
         make_branch = partial(quality.branch, coder, towers.shared_channels, towers.out_channels)
-        quality = _make(f"QUALITY.NAME {c.QUALITY.NAME}", make_branch)
+        branch = _make(f"QUALITY.NAME {c.QUALITY.NAME}", make_branch)
     head = partial(
         DenseHead,
         towers=towers,
@@ -107,7 +127,7 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
         anchor_scale=c.ANCHOR_SCALE,
         level_scales=c.LEVEL_SCALES,
         prior_prob=c.PRIOR_PROB,
-        quality=quality,
+        quality=branch,
         align=_build_align(cfg, towers.shared_channels),
         refine=refine,
         box_norm=c.NORM if c.REFINE.NAME == "star" else None,
@@ -117,7 +137,7 @@ def _build_head(cfg: CfgNode, shapes: list[ShapeSpec], coder, quality) -> DenseH
     return _make("NORM", head)
 
 
-def _build_align(cfg: CfgNode, channels: int) -> AlignConv | None:
+def _build_align(cfg: CfgNode, channels: int) -> FeatureAlignment | None:
     align = cfg.MODEL.CLQ.ALIGN
     groups = align.OFFSET_GROUPS
     if align.NAME == "learned" and channels % groups:
@@ -129,44 +149,61 @@ def _build_align(cfg: CfgNode, channels: int) -> AlignConv | None:
         "ALIGN.NAME",
         align.NAME,
         none=lambda: None,
-        learned=lambda: AlignConv(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
-        geometric=lambda: AlignConv(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
+        learned=lambda: FeatureAlignment(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
+        geometric=lambda: FeatureAlignment(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
     )
 
 
-def build_task_aligned(cfg: CfgNode, coder, quality, score: ScoreRule) -> TaskAlignedPhase | None:
-    """The second part of a training of ``ASSIGN``, or None."""
-    c = cfg.MODEL.CLQ.ASSIGN
-    if c.NAME == "task" and cfg.MODEL.CLQ.CLS.LOSS == "focal":
-        raise UserError(
-            "MODEL.CLQ.CLS.LOSS focal: learns 1, not the alignments of ASSIGN.NAME task; set it to qfl or vfl."
-        )
+def build_assigner(cfg: CfgNode) -> Assigner:
+    """The assigner that ``ASSIGN.NAME`` names; TOOD's follows ATSS's in the course of a training."""
+    c = cfg.MODEL.CLQ
+    a = c.ASSIGN
+    atss = ATSSAssigner(c.TOPK, c.ANCHOR_SCALE, c.ANCHOR_OFFSET)
     return _choose(
         "ASSIGN.NAME",
-        c.NAME,
-        atss=lambda: None,
-        task=lambda: TaskAlignedPhase(
-            round(c.WARMUP * cfg.SOLVER.MAX_ITER),
-            TaskAlignedMatcher(c.TASK_TOPK, c.TASK_ALPHA, c.TASK_BETA),
-            _build_loss(cfg, coder, quality, score, cfg.MODEL.CLQ.CLS.LOSS, cfg.MODEL.CLQ.BOX.WEIGHT_BY),
-        ),
+        a.NAME,
+        atss=lambda: atss,
+        task=lambda: _after_warmup(cfg, atss, TaskAlignedAssigner(a.TASK_TOPK, a.TASK_ALPHA, a.TASK_BETA)),
+        simota=lambda: SimOTAAssigner(a.SIMOTA_RADIUS, a.SIMOTA_CANDIDATES, a.SIMOTA_IOU_WEIGHT),
+        max_iou=lambda: MaxIoUAssigner(tuple(a.MAX_IOU_THRESHOLDS), a.MAX_IOU_LOW_QUALITY),
     )
 
 
-def build_loss(cfg: CfgNode, coder, quality, score: ScoreRule) -> DetectionLoss:
-    """The loss of ``CLS``, ``BOX``, ``QUALITY`` and ``REFINE``; ATSS's own before a task-aligned phase."""
+def build_loss(
+    cfg: CfgNode, coder: BoxCoder, quality: Quality | None, score: ScoreRule
+) -> DetectionLoss | ByIteration[DetectionLoss]:
+    """The loss that ``CLS``, ``BOX``, ``QUALITY`` and ``REFINE`` describe; TOOD's follows ATSS's like its assigner.
+
+    Raises:
+        UserError: a choice does not exist, or needs another one.
+    """
     c = cfg.MODEL.CLQ
-    if c.ASSIGN.NAME == "task":
-        return _build_loss(cfg, coder, quality, score, "focal", "centerness")
-    if c.BOX.WEIGHT_BY == "alignment":
-        raise UserError("MODEL.CLQ.BOX.WEIGHT_BY alignment: needs MODEL.CLQ.ASSIGN.NAME task, which measures it.")
-    return _build_loss(cfg, coder, quality, score, c.CLS.LOSS, c.BOX.WEIGHT_BY)
+    loss = _build_loss(cfg, coder, quality, score, class_loss=c.CLS.LOSS, weight_by=c.BOX.WEIGHT_BY)
+    if c.ASSIGN.NAME != "task":
+        if c.BOX.WEIGHT_BY == "alignment_metric":
+            raise UserError(
+                "MODEL.CLQ.BOX.WEIGHT_BY alignment_metric: needs MODEL.CLQ.ASSIGN.NAME task, which computes it."
+            )
+        return loss
+    if c.CLS.LOSS == "focal":
+        raise UserError(
+            "MODEL.CLQ.CLS.LOSS focal: learns 1 and not the alignment metric of ASSIGN.NAME task; set it to qfl or vfl."
+        )
+    before = _build_loss(cfg, coder, quality, score, class_loss="focal", weight_by="centerness")
+    return _after_warmup(cfg, before, loss)
 
 
-def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str, weight_by: str) -> DetectionLoss:
+def _after_warmup(cfg: CfgNode, before: Part, after: Part) -> Part | ByIteration[Part]:
+    """One part in the first ``ASSIGN.WARMUP`` of the training and another part from then on."""
+    start = round(cfg.MODEL.CLQ.ASSIGN.WARMUP * cfg.SOLVER.MAX_ITER)
+    return ByIteration(before, after, start) if start else after
+
+
+def _build_loss(
+    cfg: CfgNode, coder: BoxCoder, quality: Quality | None, score: ScoreRule, *, class_loss: str, weight_by: str
+) -> DetectionLoss:
     c = cfg.MODEL.CLQ
-    soft_target = class_loss != "focal"
-    class_loss = _choose(
+    class_loss_function = _choose(
         "CLS.LOSS",
         class_loss,
         focal=lambda: partial(focal_loss, alpha=c.CLS.FOCAL_ALPHA, gamma=c.CLS.FOCAL_GAMMA),
@@ -180,14 +217,14 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str,
         centerness=lambda: weigh_by_centerness,
         score=lambda: weigh_by_score,
         iou=lambda: weigh_by_iou,
-        alignment=lambda: weigh_by_alignment,
+        alignment_metric=lambda: weigh_by_alignment_metric,
     )
     return DetectionLoss(
         score,
         coder,
-        class_loss,
-        soft_target=soft_target,
-        quality_target=quality and quality.target,
+        class_loss_function,
+        soft_target=class_loss != "focal",
+        quality_target=quality.target if quality else None,
         box_weight=box_weight,
         box_weight_floor=c.BOX.WEIGHT_FLOOR,
         box_loss_weight=c.BOX.LOSS_WEIGHT,
@@ -197,8 +234,8 @@ def _build_loss(cfg: CfgNode, coder, quality, score: ScoreRule, class_loss: str,
     )
 
 
-def build_selector(cfg: CfgNode, coder, score: ScoreRule) -> DetectionSelector:
-    """What picks the detections, by ``SCORE_THRESH``, ``TOPK_CANDIDATES``, ``TOPK_COUNTS`` and ``NMS_THRESH``."""
+def build_selector(cfg: CfgNode, coder: BoxCoder, score: ScoreRule) -> DetectionSelector:
+    """The selector that ``SCORE_THRESH``, ``TOPK_CANDIDATES``, ``TOPK_COUNTS`` and ``NMS_THRESH`` describe."""
     c = cfg.MODEL.CLQ
     return DetectionSelector(
         score,
@@ -212,13 +249,11 @@ def build_selector(cfg: CfgNode, coder, score: ScoreRule) -> DetectionSelector:
 
 
 def _choose(key: str, name: str, **makers):
-    """Makes the part that a config key names.
+    """Makes the part that a config key names, from one maker for each name that the table of keys has.
 
     Raises:
-        UserError: there is no part of that name, or it refuses its settings.
+        UserError: the part refuses its settings.
     """
-    if name not in makers:
-        raise UserError(f"MODEL.CLQ.{key}: {name} is not one of {', '.join(makers)}.")
     return _make(f"{key} {name}", makers[name])
 
 

@@ -1,10 +1,11 @@
-"""Loss functions. Elementwise, on log scores or logits, in float32 whatever the inputs are; callers reduce.
+"""Loss functions and what they compare boxes by: elementwise, in float32 or better, without reduction.
 
-Binary cross entropy is torch's, called where it is used. torchvision's and fvcore's GIoU pick the pairs that overlap by
-a mask, which a GPU has to be waited for.
+Binary cross entropy is torch's own and is called where it is used. The GIoU is written here, because torchvision's and
+fvcore's index the overlapping pairs with a mask, which is a host-device synchronization.
 """
 
 import torch
+from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,9 +19,9 @@ def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Te
     The modulating factor is part of the loss, not a constant: gradients flow through it.
 
     Args:
-        score: the score p, two tensors of any one shape.
-        target: y in [0, 1], the same shape.
-        beta: >= 1.
+        score: the score p, two tensors of the same shape.
+        target: y in [0, 1], of that shape.
+        beta: exponent of the modulating factor, at least 1.
 
     Returns:
         The loss of each element, in the shape of the score.
@@ -33,12 +34,12 @@ def quality_focal_loss(score: LogScore, target: Tensor, beta: float = 2.0) -> Te
 def focal_loss(score: LogScore, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     r"""Focal loss, :math:`-\alpha_t (1 - p_t)^\gamma \log p_t` (Lin et al. 2017, eq. 5), on a score in log space.
 
-    fvcore's takes logits of one sigmoid; this one takes any score.
+    fvcore's focal loss takes the logits of one sigmoid; this one takes any score.
 
     Args:
-        score: the score p, two tensors of any one shape.
-        target: 0 or 1, the same shape.
-        alpha: weight of the positives, 1 - alpha of the negatives.
+        score: the score p, two tensors of the same shape.
+        target: 0 or 1, of that shape.
+        alpha: weight of the positives; the negatives have the weight 1 - alpha.
         gamma: exponent of the modulating factor.
 
     Returns:
@@ -54,9 +55,10 @@ def varifocal_loss(score: LogScore, target: Tensor, alpha: float = 0.75, gamma: 
     r"""Varifocal loss: positives weighted by their target y, negatives by :math:`\alpha p^\gamma` (VFNet eq. 2).
 
     Args:
-        score: the score p, two tensors of any one shape.
-        target: y in [0, 1], the same shape; 0 says negative.
-        alpha, gamma: weight of the negatives and its exponent.
+        score: the score p, two tensors of the same shape.
+        target: y in [0, 1], of that shape; 0 stands for a negative.
+        alpha: factor of the weight of the negatives.
+        gamma: exponent of the weight of the negatives.
 
     Returns:
         The loss of each element, in the shape of the score.
@@ -70,11 +72,11 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     r"""Distribution Focal Loss: cross entropy to the two bins beside the target, weighted by nearness (GFL eq. 6).
 
     Args:
-        logits: (P, n + 1) of the bins 0 ... n.
-        target: (P,) in [0, n], in units of bins.
+        logits: (P, n + 1) logits of the bins 0 ... n.
+        target: (P,) targets in [0, n], in units of bins.
 
     Returns:
-        (P,) loss of each distribution.
+        (P,) losses, one for each distribution.
     """
     log_prob = F.log_softmax(at_least_float32(logits), dim=-1)
     left = target.floor().clamp(max=logits.shape[-1] - 2)  # target n itself is the right neighbour of n - 1
@@ -88,12 +90,12 @@ def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
     r"""One minus the generalised IoU, :math:`1 - \frac{I}{U} + \frac{C - U}{C}` (Rezatofighi et al. 2019), C the hull.
 
     Args:
-        boxes: (P, 4) XYXY.
-        target: (P, 4) XYXY of the same units.
+        boxes: (P, 4) boxes, XYXY.
+        target: (P, 4) boxes, XYXY in the same units.
 
     Returns:
-        (P,) loss of each pair, in [0, 2] where no box is inside out. U and C below 1e-6 count as that: finite for boxes
-        without area.
+        (P,) losses, one for each pair, in [0, 2] for boxes with x1 <= x2 and y1 <= y2. U and C are clamped to at least
+        1e-6, so the loss is finite for boxes without area.
     """
     boxes, target = map(at_least_float32, (boxes, target))
     overlap = (boxes[:, 2:].minimum(target[:, 2:]) - boxes[:, :2].maximum(target[:, :2])).clamp(min=0)
@@ -106,5 +108,26 @@ def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
 
 def _area(size: Tensor) -> Tensor:
     """(P,) areas from widths and heights (P, 2)."""
-    width, height = size.unbind(dim=1)  # not prod(), whose gradient waits for a GPU
+    width, height = size.unbind(dim=1)  # the gradient of prod() is a host-device synchronization
     return width * height
+
+
+def matched_iou(boxes: Tensor, target: Tensor) -> Tensor:
+    """(P,) IoU of each pair of XYXY boxes (P, 4), float32, without gradient."""
+    return matched_pairwise_iou(Boxes(boxes.detach()), Boxes(target.detach()))
+
+
+def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    r"""Centerness of the anchors' centres, :math:`\sqrt{\frac{\min(l, r) \min(t, b)}{\max(l, r) \max(t, b)}}` (FCOS).
+
+    Args:
+        anchors: (P, 4) anchors, XYXY.
+        gt_boxes: (P, 4) ground-truth boxes, XYXY in the same units.
+
+    Returns:
+        (P,) in [0, 1]. It is 0 for a centre that does not lie inside the ground truth, as SimOTA and the assignment by
+        IoU may match.
+    """
+    center = (anchors[:, :2] + anchors[:, 2:]) * 0.5
+    near, far = center - gt_boxes[:, :2], gt_boxes[:, 2:] - center
+    return (near.minimum(far) / near.maximum(far)).clamp(min=0).prod(dim=-1).sqrt()

@@ -1,6 +1,7 @@
-"""From the head's outputs to detections."""
+"""From the outputs of the head to detections."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,75 +10,79 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from clq.modeling.box_coding import BoxCoder
 from clq.modeling.scoring import ScoreRule
+from clq.modeling.structures import Predictions
 
 
 @dataclass(frozen=True)
 class DetectionSelector:
-    """Score threshold and top-k per level, decoding of what is left, clipping, class-wise NMS.
+    """Selects detections: score threshold and top-k on each level, decoding, clipping, class-wise NMS.
 
     What the top-k counts differs between code bases. MMDetection 3 counts pairs of a location and a class, and drops
     boxes without area before NMS. MMDetection 2.6, on which CLQ's authors built, and NanoDet count locations by their
-    best class, keep all classes above the threshold there, and keep boxes without area.
+    best class, keep all classes above the threshold at these, and keep boxes without area.
 
     Attributes:
-        score: candidates are filtered by ``score.trained`` and carry ``score.final`` (which differ for ATSS alone).
-        coder: decodes boxes.
-        score_thresh: candidates score above this, in [0, 1).
-        topk_candidates: at most this many per level.
-        count_locations: the top-k counts locations; otherwise pairs of a location and a class.
-        nms_thresh: IoU above which the lower of two boxes of a class goes.
-        max_detections: at most so many per image.
+        score: rule of the scores. ``score.trained`` filters the candidates and ``score.final`` is what they carry; the
+            two differ for ATSS only.
+        coder: box coder that decodes the boxes.
+        score_thresh: threshold in [0, 1) that a candidate's score must exceed.
+        topk_candidates: upper bound on the number of candidates of a level.
+        count_locations: whether the top-k counts locations; otherwise it counts pairs of a location and a class.
+        nms_thresh: IoU above which NMS removes the lower of two boxes of the same class.
+        max_detections: upper bound on the number of detections of an image.
     """
 
     score: ScoreRule
-    coder: object
+    coder: BoxCoder
     score_thresh: float = 0.05
     topk_candidates: int = 1000
     nms_thresh: float = 0.6
     max_detections: int = 100
     count_locations: bool = False
 
-    def __call__(
-        self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
-    ) -> Instances:
-        """Detections of one image, best first: :meth:`candidates`, then :meth:`select`."""
-        return self.select(self.candidates(predictions, anchors, strides, image_size))
-
     def candidates(
-        self, predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
+        self, predictions: Predictions, anchors: list[Tensor], strides: list[int], image_size: tuple[int, int]
     ) -> Instances:
-        """What scores above the threshold, the best of each level.
+        """The best of each level among what scores above the threshold.
 
         Args:
-            predictions: :class:`~clq.modeling.structures.Predictions` of one image: lists over levels of
-                (R_l, channels).
-            anchors: per level (R_l, 4) XYXY pixels.
-            strides: per level.
+            predictions: outputs for one image, lists over levels of (R_l, channels).
+            anchors: for each level its anchors (R_l, 4), XYXY in pixels.
+            strides: stride of each level, in pixels.
             image_size: (H, W) of the network's input without padding.
 
         Returns:
-            :class:`Instances` with ``pred_boxes`` (which may reach out of the image), ``scores`` (final),
+            :class:`Instances` with ``pred_boxes`` (which may extend beyond the image), ``scores`` (final),
             ``pred_classes`` and, where there is a quality branch, ``cls_scores`` and ``pred_quality``.
         """
-        cls_logits, box_pred, quality_logits, _ = predictions
-        quality_logits = quality_logits or [None] * len(cls_logits)
-        levels = zip(cls_logits, box_pred, quality_logits, anchors, strides, strict=True)
-        return Instances.cat([self._of_level(*level, image_size) for level in levels])
+        quality_logits: Sequence[Tensor | None] = predictions.quality_logits or [None] * len(anchors)
+        levels = zip(predictions.cls_logits, predictions.box_pred, quality_logits, anchors, strides, strict=True)
+        return Instances.cat([self._of_level(*level, image_size=image_size) for level in levels])
 
     def select(self, candidates: Instances) -> Instances:
-        """Clips the boxes of an image's candidates to it (in place); those that class-wise NMS leaves, best first."""
+        """Clips the candidates of an image to it, in place, and returns those that class-wise NMS keeps, best first."""
         candidates.pred_boxes.clip(candidates.image_size)
         found = candidates if self.count_locations else candidates[candidates.pred_boxes.nonempty()]
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.nms_thresh)
-        # Of many boxes torchvision's leaves equal scores in any order; here the first candidate comes first.
+        # torchvision's NMS leaves equal scores in any order; sorting puts the first candidate first.
         keep = keep.sort().values
         return found[keep[found.scores[keep].argsort(descending=True, stable=True)][: self.max_detections]]
 
-    def _of_level(self, cls_logits, box_pred, quality_logits, anchors, stride, image_size) -> Instances:
-        # No quality raises a score above the class score (to its power), so that logit alone rules out almost
-        # everything, at the cost of one comparison. The margin (lost in half precision) leaves the verdict on the
-        # borderline to the exact one.
+    def _of_level(
+        self,
+        cls_logits: Tensor,
+        box_pred: Tensor,
+        quality_logits: Tensor | None,
+        anchors: Tensor,
+        stride: int,
+        *,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Candidates of one level, from its predictions (R_l, channels) and anchors (R_l, 4)."""
+        # No quality raises a score above the class score (to its power), so a comparison of the class logit rules out
+        # almost everything. The margin, which half precision would lose, leaves borderline cases to the exact test.
         thresh = max(self.score_thresh, torch.finfo(torch.float32).tiny) ** (1 / self.score.cls_alpha)
         location, label = (cls_logits.float() > math.log(thresh / (1 - thresh)) - 1e-3).nonzero(as_tuple=True)
         logits = cls_logits[location, label].unsqueeze(-1)
@@ -108,14 +113,14 @@ class DetectionSelector:
 
 
 def moved_to_image(found: Instances, batched_input: dict) -> Instances:
-    """Detections of the network's input in pixels of the image, clipped to it, without those that have no area there.
+    """Maps detections to pixels of the original image, clips them to it, and drops those without area there.
 
     Args:
-        found: detections of the input, on which they have their ``image_size``; may be changed.
-        batched_input: of the same image, as the model gets it. With ``input_from_image``, the (3, 3) matrix from the
-            image's pixels to the input's, boxes go back through its inverse (the hull of the four corners) and
-            ``height`` and ``width`` must be there. Without, they are scaled to ``height`` and ``width``, as in
-            Detectron2; where these are missing, they stay.
+        found: detections in pixels of the network's input, of size ``image_size``; they may be changed.
+        batched_input: input of the model for that image. Where it has ``input_from_image``, the (3, 3) matrix from
+            pixels of the image to pixels of the input, boxes are mapped through the inverse (the hull of their four
+            corners), and it must have ``height`` and ``width``. Otherwise boxes are scaled to ``height`` and ``width``
+            as in Detectron2, or stay as they are where these are missing.
     """
     if "input_from_image" not in batched_input:
         height, width = found.image_size

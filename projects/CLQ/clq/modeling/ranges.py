@@ -1,64 +1,47 @@
-"""What the numbers of a detector's config may be."""
-
-import math
+"""Checks the values of a detector's config keys before the detector is built."""
 
 from detectron2.config import CfgNode
 
+from clq.config.key import Key, Number
+from clq.config.table import check_keys
 from clq.errors import UserError
 from clq.utils.config_tree import get_key
 
-# Keys under MODEL.CLQ, what their numbers must be, and whether one is.
-_RANGES = {
-    "ANCHOR_SCALE": ("above 0", lambda v: v > 0),
-    "ANCHOR_OFFSET": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "NUM_CONVS": ("at least 0", lambda v: v >= 0),
-    "CONV_DIM": ("at least 1", lambda v: v >= 1),
-    "PRIOR_PROB": ("above 0 and below 1", lambda v: 0 < v < 1),
-    "TOPK": ("at least 1", lambda v: v >= 1),
-    "ASSIGN.WARMUP": ("within 0 and 1", lambda v: 0 <= v <= 1),
-    "ASSIGN.TASK_TOPK": ("at least 1", lambda v: v >= 1),
-    "ASSIGN.TASK_ALPHA": ("above 0", lambda v: v > 0),
-    "ASSIGN.TASK_BETA": ("at least 0", lambda v: v >= 0),
-    "BOX.WEIGHTS": ("four numbers above 0", lambda v: len(v) == 4 and all(w > 0 for w in v)),
-    "BOX.REG_MAX": ("at least 1", lambda v: v >= 1),
-    "BOX.WEIGHT_FLOOR": ("at least 0", lambda v: v >= 0),
-    "BOX.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "BOX.DFL_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "CLS.BETA": ("at least 1", lambda v: v >= 1),
-    "CLS.FOCAL_ALPHA": ("within 0 and 1", lambda v: 0 <= v <= 1),
-    "CLS.FOCAL_GAMMA": ("at least 0", lambda v: v >= 0),
-    "CLS.VFL_ALPHA": ("at least 0", lambda v: v >= 0),
-    "CLS.VFL_GAMMA": ("at least 0", lambda v: v >= 0),
-    "REFINE.COARSE_LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "QUALITY.LOSS_WEIGHT": ("at least 0", lambda v: v >= 0),
-    "ALIGN.OFFSET_GROUPS": ("at least 1", lambda v: v >= 1),
-    "ALIGN.GRADIENT": ("within 0 and 1", lambda v: 0 <= v <= 1),
-    "SCORE_THRESH": ("below 1", lambda v: v < 1),
-    "TOPK_CANDIDATES": ("at least 1", lambda v: v >= 1),
-    "NMS_THRESH": ("at least 0", lambda v: v >= 0),
-}
+_NUM_GROUPS = 32  # of group normalization, as in detectron2.layers.get_norm
+# Detectron2's own keys that a detector reads, and that Detectron2 does not check.
+_DETECTRON2_KEYS = (
+    Key("MODEL.FPN.OUT_CHANNELS", 256, "The number of channels of each level of the pyramid.", Number(minimum=1)),
+    Key("TEST.DETECTIONS_PER_IMAGE", 100, "The largest number of detections of an image.", Number(minimum=1)),
+)
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of the detector, which a config can set to anything of their type.
+    """Checks the values of all keys that a detector is built from.
 
     Raises:
-        UserError: the first that is out of its range.
+        UserError: the first key whose value is not accepted, or does not fit to the other keys.
     """
-    for key in _RANGES:
-        value = get_key(cfg.MODEL.CLQ, key)
-        if what := broken_range(key, value):
-            raise UserError(f"MODEL.CLQ.{key} {value}: must be {what}, and finite.")
-    if cfg.MODEL.FPN.OUT_CHANNELS < 1:
-        raise UserError(f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS}: must be at least 1.")
-    if cfg.SOLVER.ACCUMULATE < 1:
-        raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: must be at least 1.")
-    if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
-        raise UserError(f"TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}: must be at least 1.")
+    check_keys(cfg, "MODEL.CLQ", "SOLVER.ACCUMULATE")
+    for key in _DETECTRON2_KEYS:
+        key.check(get_key(cfg, key.path))
+    if cfg.MODEL.CLQ.TOWERS == "interactive" and not cfg.MODEL.CLQ.NUM_CONVS:
+        raise UserError("MODEL.CLQ.NUM_CONVS 0: must be at least 1 with MODEL.CLQ.TOWERS interactive.")
+    if cfg.MODEL.CLQ.NORM == "GN":
+        _check_group_norm(cfg)
 
 
-def broken_range(key: str, value: object) -> str | None:
-    """What the value of a key under ``MODEL.CLQ`` must be, beside finite, if it is not; otherwise None."""
-    what, holds = _RANGES[key]
-    numbers = value if isinstance(value, (list, tuple)) else [value]
-    return None if value is not None and all(map(math.isfinite, numbers)) and holds(value) else what
+def _check_group_norm(cfg: CfgNode) -> None:
+    """Checks that group normalization can divide the channels of all layers that it follows."""
+    c = cfg.MODEL.CLQ
+    # The first depthwise convolution, and star's convolution without towers, keep the channels of the pyramid.
+    on_pyramid = c.CONV == "depthwise" if c.NUM_CONVS else c.REFINE.NAME == "star"
+    widths = (
+        ("MODEL.CLQ.CONV_DIM", c.CONV_DIM, c.NUM_CONVS > 0),
+        ("MODEL.FPN.OUT_CHANNELS", cfg.MODEL.FPN.OUT_CHANNELS, on_pyramid),
+    )
+    for path, width, is_normalized in widths:
+        if is_normalized and width % _NUM_GROUPS:
+            raise UserError(
+                f"{path} {width}: must be a multiple of {_NUM_GROUPS}, the number of groups of MODEL.CLQ.NORM GN; "
+                "change one of the two."
+            )

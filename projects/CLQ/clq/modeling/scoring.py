@@ -1,7 +1,7 @@
 """The final score of a detection, formed here for training and for inference alike.
 
-Everything is in log space and at least float32: probabilities of a trained detector saturate in single precision, and
-``log(1 - p)`` of a product of two sigmoids cannot be recovered from ``p``.
+Everything is in log space and in float32 or better. The probabilities of a trained detector saturate in single
+precision, and ``log(1 - p)`` of a product of two sigmoids cannot be recovered from ``p``.
 """
 
 import math
@@ -26,14 +26,14 @@ def joint_score(
     so it keeps its precision and its gradient where p rounds to 1.
 
     Args:
-        cls_logits: (..., K) class logits c, any float dtype.
+        cls_logits: (..., K) class logits c, of any float dtype.
         quality_logits: (..., 1) or (...) quality logits q of the same locations, or None for :math:`p = \sigma(c)`.
-        alpha: exponent of the quality, > 0.
-        cls_alpha: exponent of the class score, > 0; TOOD's score is the geometric mean, 1/2 each.
+        alpha: exponent of the quality, above 0.
+        cls_alpha: exponent of the class score, above 0. TOOD's score is a geometric mean: both exponents are 1/2.
 
     Returns:
-        :class:`~clq.modeling.structures.LogScore` of two (..., K) tensors, float32 (float64 for float64 input)
-        whatever autocast says.
+        :class:`~clq.modeling.structures.LogScore` of two tensors (..., K), float32 (float64 for float64 input) inside
+        autocast as well.
 
     Raises:
         ValueError: an exponent is not positive.
@@ -68,18 +68,18 @@ def _log_power(logits: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float32, or float64 as it is: half precision rounds log scores to infinity and boxes to whole pixels."""
+    """Casts to float32, and leaves float64: half precision rounds log scores to infinity and boxes to whole pixels."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class ScoreRule:
-    """Which score is trained and filters candidates, and which one ranks the detections.
+    """Which score is trained and filters candidates, and which score ranks the detections.
 
     Attributes:
         alpha: exponent of the quality in the score.
-        joint: the quality takes part in training and in filtering (CLQ, GFLv2). Otherwise the class score alone does,
-            and the quality is multiplied in afterwards, at test only (centerness in ATSS).
+        joint: whether the quality takes part in training and in filtering (CLQ, GFLv2). If not, these use the class
+            score alone, and the quality is multiplied in afterwards, at test time only (the centerness of ATSS).
         cls_alpha: exponent of the class score in the score.
     """
 
@@ -88,9 +88,9 @@ class ScoreRule:
     cls_alpha: float = 1.0
 
     def trained(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
-        """The score that the class loss sees, and that candidates are filtered by; shapes as :func:`joint_score`."""
+        """The score of the class loss, by which candidates are filtered too; shapes as in :func:`joint_score`."""
         return joint_score(cls_logits, quality_logits if self.joint else None, self.alpha, self.cls_alpha)
 
     def final(self, cls_logits: Tensor, quality_logits: Tensor | None) -> LogScore:
-        """The score that detections carry and are ranked by; shapes as :func:`joint_score`."""
+        """The score that detections carry and are ranked by; shapes as in :func:`joint_score`."""
         return joint_score(cls_logits, quality_logits, self.alpha, self.cls_alpha)

@@ -1,4 +1,4 @@
-"""Test-time augmentation of a one-stage detector: several sizes and flips of an image, one NMS over all candidates."""
+"""Test-time augmentation of a one-stage detector: several sizes and flips of an image, and one NMS for all."""
 
 import torch
 from detectron2.config import CfgNode
@@ -13,20 +13,20 @@ from clq.modeling.meta_arch.clq import CLQ
 
 
 class DenseTTA(nn.Module):
-    """The detector of a config, on several versions of each image; called as the detector itself in evaluation.
+    """Runs a detector on several versions of each image; evaluation calls it like the detector itself.
 
-    Each version gives its candidates, which go back to the original image. Only there, and over all versions at once,
-    are they clipped and is NMS applied: a detection that one version alone has found competes with all others, and
+    The candidates of each version are mapped back to the original image. Clipping and NMS follow there, over all
+    versions at once. So a detection that only one version has found competes with all others, and
     ``TEST.DETECTIONS_PER_IMAGE`` counts once.
 
-    The versions run one after the other. So the device needs the memory of one inference at the largest size (the
-    images wait in main memory), and time grows with the number of pixels: Detectron2's nine sizes with flips hold 20
-    times those of one image of short side 800.
+    The versions run one after the other, so the device needs the memory of one inference at the largest size. The time
+    grows with the number of pixels: Detectron2's nine sizes with flips have 20 times the pixels of an image with a
+    short side of 800.
 
     Args:
-        model: the detector; its evaluation mode is taken over.
-        mapper: makes the versions of a batched input, as Detectron2's :class:`DatasetMapperTTA`. It resizes
-            ``image`` as it comes; where that is of the original size already, pixels are interpolated only once.
+        model: detector, whose training or evaluation mode is kept.
+        mapper: function that makes the versions of an input, such as Detectron2's :class:`DatasetMapperTTA`. It resizes
+            ``image`` as it is, so pixels are interpolated only once where that has the original size.
     """
 
     def __init__(self, model: CLQ | DistributedDataParallel, mapper: DatasetMapperTTA):
@@ -36,10 +36,13 @@ class DenseTTA(nn.Module):
         self.train(model.training)  # Detectron2's evaluation puts back the mode in which it finds a model
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """Detections of each image, in pixels of ``height`` x ``width``, or of ``image`` where these are not given.
+        """Detections of each image, in pixels of ``height`` x ``width``, or of ``image`` where these are missing.
+
+        Args:
+            batched_inputs: inputs of the detector.
 
         Raises:
-            UserError: an image is so thin that nothing is left of it at one of the sizes.
+            UserError: an image is so thin that it has no pixels at one of the sizes.
         """
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
@@ -51,7 +54,9 @@ class DenseTTA(nn.Module):
             versions = self.mapper(image)
         except ValueError as e:  # Pillow's, about a height or width of 0
             name = image.get("file_name", f"of {width} x {height} pixels")
-            raise UserError(f"image {name}: too thin for TEST.AUG.MIN_SIZES and MAX_SIZE; take it out.") from e
+            raise UserError(
+                f"image {name}: too thin for TEST.AUG.MIN_SIZES and MAX_SIZE; remove it from the data set."
+            ) from e
         found = [_moved(self.model.candidates([x])[0], x["transforms"].inverse(), size) for x in versions]
         candidates = Instances.cat(found)
         candidates.pred_boxes.clip(size)
@@ -59,7 +64,7 @@ class DenseTTA(nn.Module):
 
 
 def _moved(instances: Instances, transform: Transform, image_size: tuple[int, int]) -> Instances:
-    """The same with boxes transformed, on an image of another size (H, W)."""
+    """Instances with transformed boxes, on an image of another size (H, W)."""
     boxes = instances.pred_boxes.tensor
     moved = Instances(image_size, **instances.get_fields())
     moved.pred_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes.cpu().numpy())).to(boxes))
@@ -70,15 +75,19 @@ def check_augmentation(cfg: CfgNode) -> None:
     """Checks ``TEST.AUG``.
 
     Raises:
-        UserError: it is enabled, and a value is out of range or the model has no such test.
+        UserError: it is enabled, and a value is out of range or the model does not support it.
     """
     aug, kind = cfg.TEST.AUG, cfg.MODEL.META_ARCHITECTURE
     if not aug.ENABLED:
         return
     if kind != "CLQ":
-        raise UserError(f"TEST.AUG.ENABLED True: {kind} models have no such test here; set it to False.")
+        raise UserError(
+            f"TEST.AUG.ENABLED True: there is no test-time augmentation for {kind} models; set it to False."
+        )
     if not aug.MIN_SIZES or any(not isinstance(size, int) or size < 0 for size in aug.MIN_SIZES):
         sizes = list(aug.MIN_SIZES)
-        raise UserError(f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels; 0: the image's own.")
+        raise UserError(
+            f"TEST.AUG.MIN_SIZES {sizes}: must be one or more short sides in pixels; 0 stands for the image's own."
+        )
     if aug.MAX_SIZE < 1:
         raise UserError(f"TEST.AUG.MAX_SIZE {aug.MAX_SIZE}: must be at least 1.")

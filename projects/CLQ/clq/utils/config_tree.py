@@ -1,4 +1,4 @@
-"""Configs as trees: values by their dotted keys."""
+"""Looks up values of nested configs by dotted keys."""
 
 import functools
 import operator
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 
 def get_key(cfg: Mapping, key: str) -> object:
-    """The value or group of keys that a dotted key, such as ``"BOX.LOSS_WEIGHT"``, names in a config or a part of it.
+    """Returns the value, or the group of keys, that a dotted key names.
+
+    Args:
+        cfg: config, or a group of it.
+        key: name relative to ``cfg``, for example ``"BOX.LOSS_WEIGHT"``.
 
     Raises:
-        KeyError: there is no such key.
+        KeyError: the key does not exist.
     """
     return functools.reduce(operator.getitem, key.split("."), cfg)

@@ -1,9 +1,10 @@
 """Adaptive Training Sample Selection (Zhang et al. 2020) without the R x M matrices of its textbook form.
 
-Anchors lie on grids. The k cells of a level nearest to a point are found from the point alone: sort the columns and the
-rows by distance; the cell in the i-th nearest column and the j-th nearest row has i * j - 1 others at least as near, so
-only cells with i * j <= k can be among the k nearest. For k = 9 that leaves 23 of them, whatever the level's size,
-wherever the point lies. Cost and memory are O(M L k) for M ground truths on L levels, for a whole batch at once.
+Anchors lie on grids, so the k cells of a level that are nearest to a point follow from the point alone. Sort the
+columns and the rows by their distance. The cell in the i-th nearest column and the j-th nearest row has i * j - 1 other
+cells that are at least as near, so only cells with i * j <= k can be among the k nearest. For k = 9 these are 23 cells,
+however large the level is and wherever the point lies. Time and memory are O(M L k) for M ground truths on L levels,
+and a whole batch is assigned at once.
 
 Legend: N images, L levels, R locations over all levels, T ground truths over all images, k = topk, C candidates.
 """
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor
+
+from clq.modeling.assign.base import Assignment, AssignmentInputs
 
 _INFINITELY_FAR = 0x7F800000 << 32  # the bits of float32's infinity, in the high half of a key
 _INSIDE_MARGIN = 0.01  # pixels
@@ -30,33 +33,37 @@ def match_atss(
 ) -> tuple[Tensor, Tensor]:
     """Matches the anchors of one image to its ground truths.
 
-    For each ground truth, the ``min(topk, cells)`` anchors of each level whose centres are nearest (L2; ties go to the
-    lower index) are candidates. It takes those with IoU >= mean + unbiased standard deviation over all its candidates
-    whose centre lies inside it by more than 0.01 pixels on every side. An anchor taken twice goes to the ground truth
-    with the higher IoU (ties: the lower index).
+    The candidates of a ground truth are, on each level, the ``min(topk, cells)`` anchors whose centres are nearest to
+    its own (L2 distance; of equal distances the lower index is nearer). It takes the candidates whose IoU is at least
+    the mean plus the unbiased standard deviation over all its candidates, and whose centre lies inside it by more than
+    0.01 pixels on every side. An anchor that two ground truths take goes to the one with the higher IoU, or to the one
+    with the lower index where the IoUs are equal.
 
     Args:
         grid_sizes: (H, W) of each level.
-        strides: of each level, in pixels.
-        gt_boxes: (M, 4) XYXY in pixels of the network's input; M may be 0, then also as an empty (0,).
-        topk: k, candidates per level.
+        strides: stride of each level, in pixels.
+        gt_boxes: (M, 4) ground-truth boxes, XYXY in pixels of the network's input. M may be 0; an empty tensor (0,) is
+            accepted as well.
+        topk: number k of candidates on each level.
         anchor_scale: side of the square anchors, in strides.
-        center_offset: anchors are centred on ((x + offset) * stride, (y + offset) * stride).
+        center_offset: shift of the anchors' centres, which lie at ((x + offset) * stride, (y + offset) * stride).
 
     Returns:
-        ``matched_idxs`` (R,) int64, the matched ground truth or -1, and ``matched_ious`` (R,) float32, the IoU of
-        anchor and match, 0 where there is none.
+        ``matched_idxs`` (R,) int64, the index of the matched ground truth or -1, and ``matched_ious`` (R,) float32,
+        the IoU of the anchor with it, or 0 where there is none.
     """
-    matcher = ATSSMatcher(topk=topk, anchor_scale=anchor_scale, center_offset=center_offset)
-    matched_idxs, matched_ious = matcher(grid_sizes, strides, [gt_boxes.reshape(-1, 4)])
+    assigner = ATSSAssigner(topk=topk, anchor_scale=anchor_scale, center_offset=center_offset)
+    matched_idxs, matched_ious = assigner.match(grid_sizes, strides, [gt_boxes.reshape(-1, 4)])
     return matched_idxs[0], matched_ious[0]
 
 
-class ATSSMatcher:
-    """:func:`match_atss` for a batch of images.
+class ATSSAssigner:
+    """The assigner of ATSS: :func:`match_atss` for a batch of images.
 
     Args:
-        topk, anchor_scale, center_offset: see :func:`match_atss`.
+        topk: number k of candidates on each level.
+        anchor_scale: side of the square anchors, in strides.
+        center_offset: shift of the anchors' centres, in strides.
     """
 
     def __init__(self, topk: int = 9, anchor_scale: float = 8.0, center_offset: float = 0.0):
@@ -68,8 +75,14 @@ class ATSSMatcher:
         # (2, C): rank of the column and of the row, from 0, of the cells that can be among the k nearest.
         self.candidate_ranks = ranks[(ranks + 1).prod(dim=1) <= topk].T
 
+    def __call__(self, inputs: AssignmentInputs) -> Assignment:
+        """Assigns a batch by its anchors and ground truths alone. A ground truth takes at most k anchors of a level."""
+        matched_idxs, _ = self.match(inputs.grid_sizes, inputs.strides, inputs.gt_boxes, inputs.valid_sizes)
+        num_gts = sum(map(len, inputs.gt_boxes))
+        return Assignment(matched_idxs, max_positives=num_gts * len(inputs.grid_sizes) * self.topk)
+
     @torch.no_grad()
-    def __call__(
+    def match(
         self,
         grid_sizes: Sequence[tuple[int, int]],
         strides: Sequence[int],
@@ -79,10 +92,11 @@ class ATSSMatcher:
         """Matches every image of a batch.
 
         Args:
-            grid_sizes, strides: as :func:`match_atss`, the same for all images.
-            gt_boxes: per image (M, 4) XYXY pixels.
-            valid_sizes: (N, L, 2) int64, the (H, W) of each level that each image really covers: the rest is padding
-                and is never matched. None: the whole grids.
+            grid_sizes: (H, W) of each level, the same for all images.
+            strides: stride of each level, in pixels.
+            gt_boxes: for each image its ground-truth boxes (M, 4), XYXY in pixels.
+            valid_sizes: (N, L, 2) int64, the (H, W) of each level that an image covers. The rest is padding and is
+                never matched. None stands for the whole grids.
 
         Returns:
             ``matched_idxs`` (N, R) int64 and ``matched_ious`` (N, R) float32.
@@ -90,47 +104,44 @@ class ATSSMatcher:
         device = gt_boxes[0].device
         counts = [len(b) for b in gt_boxes]
         image = torch.arange(len(gt_boxes)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
-        image = sent(image, device)  # (T,)
+        image = to_device_async(image, device)  # (T,)
         boxes = torch.cat(list(gt_boxes)).float()  # (T, 4)
         sizes = torch.tensor(list(map(tuple, grid_sizes)))  # (L, 2)
         starts = list(itertools.accumulate((h * w for h, w in grid_sizes), initial=0))
         num_locations = starts.pop()
-        start = sent(torch.tensor(starts), device)
-        widths = sent(sizes[:, 1], device)
-        level_strides = sent(torch.tensor(strides, dtype=torch.float32), device)
+        start = to_device_async(torch.tensor(starts), device)
+        widths = to_device_async(sizes[:, 1], device)
+        level_strides = to_device_async(torch.tensor(strides, dtype=torch.float32), device)
         valid_sizes = sizes.expand(len(gt_boxes), -1, -1) if valid_sizes is None else valid_sizes
 
-        cells = self._nearest_cells(boxes, sent(valid_sizes, device)[image], widths, level_strides)  # (T, L, k)
+        valid_sizes = to_device_async(valid_sizes, device)[image]  # (T, L, 2)
+        cells = self._nearest_cells(boxes, valid_sizes, widths, level_strides)  # (T, L, k)
         ious, positive = self._select(boxes, cells, widths, level_strides)  # (T, L, k) each
         locations = (image * num_locations)[:, None, None] + start[:, None] + cells.clamp(min=0)
         best = self._resolve(locations, ious, positive, len(gt_boxes) * num_locations)
-        return _unpack(best.view(len(gt_boxes), num_locations), sent(first_of_each(counts), device))
-
-    def most_positives(self, num_gts: int, num_levels: int) -> int:
-        """A bound, known on the host, on the locations that ``num_gts`` ground truths take."""
-        return num_gts * num_levels * self.topk
+        return _unpack(best.view(len(gt_boxes), num_locations), to_device_async(start_offsets(counts), device))
 
     def _nearest_cells(self, boxes: Tensor, valid_sizes: Tensor, widths: Tensor, strides: Tensor) -> Tensor:
-        """(T, L, k) index within its level of the k cells nearest to each box's centre; -1 where a level has fewer."""
+        """(T, L, k) indices within the level of the k cells nearest to each box's centre; -1 beyond a level's cells."""
         center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # (T, 1, 2) xy
-        available = valid_sizes.flip(-1).int()  # (T, L, 2) columns, rows; 32 bits: half the memory to go through
+        available = valid_sizes.flip(-1).int()  # (T, L, 2) columns, rows; 32 bits halve the memory traffic
         index = _nearest_on_line(center / strides[:, None] - self.center_offset, available, self.topk)  # (T, L, 2, k)
         offset = (index + self.center_offset) * strides[:, None, None] - center[..., None]
         exists = torch.arange(self.topk, device=boxes.device) < available[..., None]
         squared = offset.square().where(exists, torch.inf)
-        index = index.clamp(min=0)  # where nothing exists it may be negative, and would spoil the key
+        index = index.clamp(min=0)  # the index of a cell that does not exist may be negative and would spoil the key
         widths = widths.int()
-        columns, rows = sent(self.candidate_ranks, boxes.device)
+        columns, rows = to_device_async(self.candidate_ranks, boxes.device)
         distance = squared[..., 0, :].index_select(-1, columns) + squared[..., 1, :].index_select(-1, rows)  # (T, L, C)
         cell = (index[..., 1, :] * widths[:, None]).index_select(-1, rows) + index[..., 0, :].index_select(-1, columns)
-        # One integer orders by distance first and by index second: the bits of a float >= 0 sort as the float does, and
-        # of two halves side by side in memory the second is the high one (all devices of torch are little-endian).
+        # One integer sorts by distance first and by index second: the bits of a non-negative float sort as the float
+        # does, and of two halves side by side in memory the second is the high one (torch's devices are little-endian).
         key = torch.stack((cell, distance.view(torch.int32)), dim=-1).view(torch.int64).squeeze(-1)
         key = key.topk(self.topk, dim=-1, largest=False, sorted=False).values
         return torch.where(key >= _INFINITELY_FAR, -1, key & 0xFFFFFFFF)
 
     def _select(self, boxes: Tensor, cells: Tensor, widths: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
-        """IoU (T, L, k) of the candidates with their ground truth, and which of them it takes (T, L, k)."""
+        """IoUs (T, L, k) of the candidates with their ground truth, and a mask (T, L, k) of those that it takes."""
         grid = torch.stack((cells % widths[:, None], cells // widths[:, None]), dim=-1)  # (T, L, k, 2) xy
         center = (grid + self.center_offset) * strides[:, None, None]
         half = (strides * self.anchor_scale / 2)[:, None, None]
@@ -148,10 +159,10 @@ class ATSSMatcher:
 
     @staticmethod
     def _resolve(locations: Tensor, ious: Tensor, positive: Tensor, num_locations: int) -> Tensor:
-        """(num_locations,) the winner of each location, as an integer that orders by IoU, then by lower ground truth.
+        """(num_locations,) winner of each location as an integer, larger for a higher IoU, then for a lower index.
 
-        The high half holds the IoU's bits, the low half the complement of the ground truth's index among the T; -1
-        where nobody claims the location.
+        The high half holds the bits of the IoU and the low half the complement of the ground truth's index among the
+        T. It is -1 where no ground truth claims the location.
         """
         rank = 0xFFFFFFFF - torch.arange(len(ious), device=ious.device)[:, None, None]
         claim = torch.where(positive, (ious.view(torch.int32).long() << 32) | rank, -1)
@@ -159,24 +170,24 @@ class ATSSMatcher:
         return best.scatter_reduce_(0, locations.flatten(), claim.flatten(), "amax")
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for what was queued there before."""
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor of the host to a device without a host-device synchronization."""
     return tensor.to(device, non_blocking=True)
 
 
-def first_of_each(counts: Sequence[int]) -> Tensor:
-    """(N,) int64: where each image's ground truths begin among those of all, from how many each has."""
+def start_offsets(counts: Sequence[int]) -> Tensor:
+    """(N,) int64 index of each image's first ground truth among those of the batch, from their numbers per image."""
     return torch.tensor([0, *itertools.accumulate(counts)][:-1])
 
 
 def _nearest_on_line(position: Tensor, available: Tensor, k: int) -> Tensor:
-    """The k integers of [0, available) nearest to each position, nearest first, ties to the lower.
+    """The k integers of [0, available) nearest to each position, nearest first; of two as near, the lower one first.
 
-    They alternate around the nearest one, and run on along one side where the other ends.
+    They alternate around the nearest integer, and continue along one side where the other side ends.
 
     Args:
-        position: (...) real.
-        available: (...) int32, at least 1. Where it is below k, only the first ``available`` entries mean anything.
+        position: (...) real positions.
+        available: (...) int32, at least 1. Where it is below k, only the first ``available`` entries are meaningful.
 
     Returns:
         (..., k) int32.
@@ -196,7 +207,7 @@ def _nearest_on_line(position: Tensor, available: Tensor, k: int) -> Tensor:
 
 
 def _unpack(best: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Matched index within each image and IoU (N, R) from :meth:`ATSSMatcher._resolve`'s integers."""
+    """Matched index within each image and IoU, both (N, R), from the integers of :meth:`ATSSAssigner._resolve`."""
     matched = best >= 0
     index = 0xFFFFFFFF - (best & 0xFFFFFFFF) - first[:, None]
     ious = (best >> 32).int().view(torch.float32)

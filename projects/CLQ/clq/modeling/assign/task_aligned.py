@@ -1,16 +1,13 @@
-"""Task-aligned assignment (Feng et al. 2021, TOOD): positives are where class score and box are good together.
+"""Task-aligned assignment (TOOD, Feng et al. 2021): positives are where class score and box are both good.
 
 Legend: R locations over all levels, K classes, M ground truths of one image, k = topk.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from clq.modeling.criterion import DetectionLoss
+from clq.modeling.assign.base import Assignment, AssignmentInputs
 
 _INSIDE_MARGIN = 0.01  # pixels
 
@@ -28,23 +25,25 @@ def match_task_aligned(
 ) -> tuple[Tensor, Tensor]:
     r"""Matches the locations of one image to its ground truths by what is predicted there.
 
-    The alignment of a location with a ground truth is :math:`s^\alpha u^\beta` (eq. 4), from the score s of its class
-    and the IoU u of the predicted box. Each ground truth takes the k locations that align best, of these those whose
-    centre lies inside it by more than 0.01 pixels on every side. A location taken twice goes to the ground truth that
-    its box overlaps more (ties: the lower index). Alignments are then scaled so that a ground truth's best is the
-    largest IoU among its locations (section 3.3).
+    The alignment metric of a location with a ground truth is :math:`s^\alpha u^\beta` (eq. 4), where s is the score of
+    the ground truth's class and u is the IoU of the predicted box. Each ground truth takes, of the k locations with the
+    largest metric, those whose centre lies inside it by more than 0.01 pixels on every side. A location that two ground
+    truths take goes to the one that its box overlaps more, or to the lower index where the IoUs are equal. The metrics
+    are then scaled so that the best metric of a ground truth is the largest IoU among its locations (section 3.3).
 
     Args:
         scores: (R, K) predicted probabilities.
-        boxes: (R, 4) predicted, XYXY pixels.
-        centers: (R, 2) xy of the anchors, pixels.
-        gt_boxes: (M, 4) XYXY pixels; M may be 0.
-        gt_classes: (M,) int64.
-        topk, alpha, beta: k and the two exponents.
+        boxes: (R, 4) predicted boxes, XYXY in pixels.
+        centers: (R, 2) centres xy of the anchors, in pixels.
+        gt_boxes: (M, 4) ground-truth boxes, XYXY in pixels; M may be 0.
+        gt_classes: (M,) int64, their classes.
+        topk: number k of locations that a ground truth considers.
+        alpha: exponent of the score.
+        beta: exponent of the IoU.
 
     Returns:
-        ``matched_idxs`` (R,) int64, the matched ground truth or -1, and ``alignment`` (R,) float32 in [0, 1], scaled,
-        0 where there is none.
+        ``matched_idxs`` (R,) int64, the index of the matched ground truth or -1, and ``alignment_metric`` (R,) float32
+        in [0, 1], the scaled metric, or 0 where there is no match.
     """
     num_locations, num_gt = len(scores), len(gt_boxes)
     if not num_gt or not num_locations:
@@ -60,19 +59,21 @@ def match_task_aligned(
     matched = overlap >= 0
 
     def largest(values: Tensor) -> Tensor:
-        """Of each location's ground truth, over all locations that it has; values (R,), 0 where unmatched."""
+        """(R,) largest of the values (R,) over all locations of the location's ground truth; 0 where unmatched."""
         return values.new_zeros(num_gt).scatter_reduce_(0, gt, values, "amax")[gt]
 
     metric = torch.where(matched, metric.gather(0, gt[None]).squeeze(0), 0.0)
-    alignment = metric / largest(metric) * largest(overlap.clamp(min=0))
-    return torch.where(matched, gt, -1), torch.where(matched, alignment, 0.0)
+    metric = metric / largest(metric) * largest(overlap.clamp(min=0))
+    return torch.where(matched, gt, -1), torch.where(matched, metric, 0.0)
 
 
-class TaskAlignedMatcher:
-    """:func:`match_task_aligned` for a batch of images.
+class TaskAlignedAssigner:
+    """The assigner of TOOD: :func:`match_task_aligned` for a batch of images.
 
     Args:
-        topk, alpha, beta: see there.
+        topk: number k of locations that a ground truth considers.
+        alpha: exponent of the score.
+        beta: exponent of the IoU.
     """
 
     def __init__(self, topk: int = 13, alpha: float = 1.0, beta: float = 6.0):
@@ -80,50 +81,23 @@ class TaskAlignedMatcher:
         self.alpha = alpha
         self.beta = beta
 
-    def most_positives(self, num_gts: int, num_levels: int) -> int:
-        """As :meth:`ATSSMatcher.most_positives`."""
-        return num_gts * self.topk
-
     @torch.no_grad()
-    def __call__(
-        self,
-        log_scores: Tensor,
-        boxes: Tensor,
-        anchors: Tensor,
-        valid: Tensor,
-        gt_boxes: Sequence[Tensor],
-        gt_classes: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Matches every image of a batch.
-
-        Args:
-            log_scores: (N, R, K) logarithms of the predicted probabilities.
-            boxes: (N, R, 4) predicted, XYXY pixels.
-            anchors: (R, 4) XYXY pixels.
-            valid: (N, R) bool, False on the padding of the batch, which is never matched.
-            gt_boxes, gt_classes: per image, (M, 4) XYXY pixels and (M,).
-
-        Returns:
-            ``matched_idxs`` (N, R) int64 and ``alignment`` (N, R) float32.
-        """
-        scores = log_scores.exp() * valid.unsqueeze(-1)
-        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-        images = zip(scores, boxes, gt_boxes, gt_classes, strict=True)
-        settings = {"topk": self.topk, "alpha": self.alpha, "beta": self.beta}
-        matches = [match_task_aligned(s, b, centers, gt, k, **settings) for s, b, gt, k in images]
-        matched_idxs, alignment = zip(*matches, strict=True)
-        return torch.stack(matched_idxs), torch.stack(alignment)
-
-
-class TaskAlignedPhase(NamedTuple):
-    """TOOD's second part of a training, after one with ATSS's matching and losses.
-
-    Attributes:
-        start: its first iteration.
-        matcher: from what is predicted to matched indices and alignments.
-        loss: from predictions and targets with these alignments to the dict of losses.
-    """
-
-    start: int
-    matcher: TaskAlignedMatcher
-    loss: DetectionLoss
+    def __call__(self, inputs: AssignmentInputs) -> Assignment:
+        """Assigns a batch by its predictions. A ground truth takes at most k locations."""
+        scores = inputs.log_scores.exp() * inputs.valid.unsqueeze(-1)  # the padding of the batch is never matched
+        images = zip(scores, inputs.boxes, inputs.gt_boxes, inputs.gt_classes, strict=True)
+        matches = [
+            match_task_aligned(
+                image_scores,
+                boxes,
+                inputs.centers,
+                gt_boxes,
+                gt_classes,
+                topk=self.topk,
+                alpha=self.alpha,
+                beta=self.beta,
+            )
+            for image_scores, boxes, gt_boxes, gt_classes in images
+        ]
+        matched_idxs, metric = map(torch.stack, zip(*matches, strict=True))
+        return Assignment(matched_idxs, sum(map(len, inputs.gt_boxes)) * self.topk, alignment_metric=metric)

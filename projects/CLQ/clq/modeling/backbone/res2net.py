@@ -1,4 +1,4 @@
-"""Res2Net (Gao et al. 2019), in its v1d form: deep stem, shortcuts through average pooling. As in MMDetection."""
+"""Res2Net (Gao et al. 2019) in its v1d form, as in MMDetection: deep stem, shortcuts through average pooling."""
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from clq.errors import UserError
 from clq.modeling.backbone.deform_conv import TorchvisionDeformConv
 
-_NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # depth -> of res2 to res5
+_NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # depth -> number of blocks of res2 to res5
 
 
 class DeepStem(CNNBlockBase):
-    """Three 3x3 convolutions and max pooling, stride 4, in place of ResNet's one 7x7."""
+    """A stem of stride 4 with three 3x3 convolutions and max pooling, in place of ResNet's 7x7 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str):
         super().__init__(in_channels, out_channels, 4)
@@ -24,27 +24,29 @@ class DeepStem(CNNBlockBase):
         self.conv3 = _conv(out_channels // 2, out_channels, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, O, H/4, W/4), rounded up."""
+        """Features (N, O, ceil(H / 4), ceil(W / 4)) from images (N, C, H, W)."""
         for conv in (self.conv1, self.conv2, self.conv3):
             x = F.relu_(conv(x))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 class Res2NetBlock(CNNBlockBase):
-    """Bottleneck whose 3x3 convolution is a chain of smaller ones: each sees its channels and what the last one made.
+    """A bottleneck whose 3x3 convolution is a chain of smaller ones, on groups of channels.
 
-    The first block of a stage, which is the one with a shortcut, has no chain: its convolutions run side by side. The
-    last of the ``scales`` groups of channels has no convolution.
+    Each convolution of the chain reads its own group plus the output of the convolution before it. In the first block
+    of a stage, which is the one with a shortcut, the convolutions run side by side instead. The last of the ``scales``
+    groups has no convolution.
 
     Args:
-        in_channels, out_channels: of the block.
-        bottleneck_channels: of all groups together.
-        scales: how many groups.
-        stride: of the 3x3 convolutions.
-        norm: of all convolutions; any name that :func:`detectron2.layers.get_norm` knows.
-        offset_channels: a tap's, of each deformable 3x3: 2 for each deformable group, 3 where modulated; 0: none is
-            deformable.
-        modulated: whether a third of these are logits of the taps' weights.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        bottleneck_channels: number of channels of all groups together.
+        scales: number of groups.
+        stride: stride of the 3x3 convolutions.
+        norm: normalization of all convolutions, a name that :func:`detectron2.layers.get_norm` knows.
+        offset_channels: number of channels that describe one tap of a deformable convolution, 2 for each deformable
+            group, or 3 where it is modulated; 0 for convolutions that are not deformable.
+        modulated: whether a third of these channels are logits of the taps' weights.
     """
 
     def __init__(
@@ -66,24 +68,24 @@ class Res2NetBlock(CNNBlockBase):
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm)
         kind = TorchvisionDeformConv if offset_channels else Conv2d
         self.conv2 = nn.ModuleList(_conv(width, width, 3, norm, stride, kind) for _ in range(scales - 1))
-        self.conv2_offset = nn.ModuleList(
-            Conv2d(width, 9 * offset_channels, 3, stride, padding=1) for _ in self.conv2 if offset_channels
-        )
-        for offset in self.conv2_offset:  # at first, plain convolutions
+        num_offsets = scales - 1 if offset_channels else 0
+        offsets = [Conv2d(width, 9 * offset_channels, 3, stride, padding=1) for _ in range(num_offsets)]
+        for offset in offsets:  # offsets of zero: it starts as a plain convolution
             nn.init.zeros_(offset.weight)
             nn.init.zeros_(offset.bias)
+        self.conv2_offset = nn.ModuleList(offsets)
         self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, O, H/stride, W/stride), rounded up."""
+        """Features (N, O, ceil(H / stride), ceil(W / stride)) from features (N, C, H, W)."""
         *groups, last = F.relu_(self.conv1(x)).chunk(self.scales, dim=1)
-        made = []
+        outputs: list[Tensor] = []
         for i, group in enumerate(groups):
-            chained = made and self.shortcut is None
-            made.append(F.relu_(self._conv2(i, group + made[-1] if chained else group)))
+            chained = outputs and self.shortcut is None
+            outputs.append(F.relu_(self._conv2(i, group + outputs[-1] if chained else group)))
         if self.stride > 1:
             last = F.avg_pool2d(last, 3, self.stride, padding=1)
-        out = self.conv3(torch.cat((*made, last), dim=1))
+        out = self.conv3(torch.cat((*outputs, last), dim=1))
         if self.shortcut is not None:
             x = self.shortcut(F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False))
         return F.relu_(out + x)
@@ -106,10 +108,10 @@ def _conv(in_channels: int, out_channels: int, size: int, norm: str, stride: int
 
 
 def build_res2net_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """The Res2Net of ``MODEL.RESNETS``: NUM_GROUPS scales of WIDTH_PER_GROUP channels, deformable per stage.
+    """Builds the Res2Net of ``MODEL.RESNETS``, with NUM_GROUPS scales of WIDTH_PER_GROUP channels.
 
     Raises:
-        UserError: a depth that it does not come in, or what only a ResNet can do.
+        UserError: a Res2Net does not exist in this depth, or does not support a setting of ResNets.
     """
     r = cfg.MODEL.RESNETS
     if r.DEFORM_NUM_GROUPS < 1 or r.WIDTH_PER_GROUP % r.DEFORM_NUM_GROUPS:

@@ -1,10 +1,11 @@
-"""NanoDet's body: ShuffleNetV2 and a pyramid without convolutions, for machines without a GPU."""
+"""NanoDet's backbone: ShuffleNetV2 and a pyramid without 3x3 convolutions, for machines without a GPU."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torchvision
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,18 +17,18 @@ _STRIDES = {"stem": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 _ACTIVATIONS = {"relu": None, "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True)}
 # Names of MODEL.SHUFFLENET.NORM.
 _NORMS = "BN", "FrozenBN"
-BODIES = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
+SHUFFLENETS = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
 
 
 class ShuffleNetV2(Backbone):
     """torchvision's ShuffleNetV2 (Ma et al. 2018) without its classifier, under its own parameter names.
 
     Args:
-        name: one of :data:`BODIES`.
-        last: the coarsest feature; stages behind it are not built.
-        activation: makes the module that takes the place of each ReLU.
-        frozen_norms: whether running statistics and affine parameters of the batch norms keep the values that are
-            loaded, in training too.
+        name: name of the network, one of :data:`SHUFFLENETS`.
+        last: name of the coarsest feature; later stages are not built.
+        activation: function that makes the module in place of each ReLU, or None for ReLU itself.
+        frozen_norms: whether the running statistics and the affine parameters of the batch norms keep the values that
+            are loaded, in training too.
     """
 
     def __init__(
@@ -38,26 +39,26 @@ class ShuffleNetV2(Backbone):
         frozen_norms: bool = False,
     ):
         super().__init__()
-        body = torchvision.models.get_model(name, weights=None)
+        net = torchvision.models.get_model(name, weights=None)
         if frozen_norms:
-            body = FrozenBatchNorm2d.convert_frozen_batchnorm(body)
+            net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
         if activation is not None:
-            for parent in list(body.modules()):
+            for parent in list(net.modules()):
                 for key, child in list(parent.named_children()):
                     if isinstance(child, nn.ReLU):
                         setattr(parent, key, activation())
-        self.conv1, self.maxpool = body.conv1, body.maxpool
+        self.conv1, self.maxpool = net.conv1, net.maxpool
         self._stages = list(_STRIDES)[1 : list(_STRIDES).index(last) + 1]
-        channels = {"stem": body.conv1[0].out_channels}
+        channels = {"stem": net.conv1[0].out_channels}
         for stage in self._stages:
-            self.add_module(stage, getattr(body, stage))
-            channels[stage] = 2 * getattr(body, stage)[-1].branch2[0].in_channels  # half of a unit's input goes there
+            self.add_module(stage, getattr(net, stage))
+            channels[stage] = 2 * getattr(net, stage)[-1].branch2[0].in_channels  # which sees half of the channels
         self._shapes = {f: ShapeSpec(channels=c, stride=_STRIDES[f]) for f, c in channels.items()}
 
     size_divisibility = 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Features of strides 4 to 32 by name, from images (N, 3, H, W)."""
+        """Features of strides 4 to 32 by name, from network inputs (N, 3, H, W)."""
         features = {"stem": self.maxpool(self.conv1(x))}
         x = features["stem"]
         for stage in self._stages:
@@ -70,14 +71,14 @@ class ShuffleNetV2(Backbone):
 
 
 class LitePAN(Backbone):
-    """A path-aggregation pyramid of additions alone: down from the coarsest level, then up again (NanoDet).
+    """A path-aggregation pyramid that only adds: from the coarsest level down, and up again (NanoDet).
 
-    Each level has one 1x1 convolution to its width; what comes from a neighbour is resized bilinearly and added.
+    Each level has one 1x1 convolution to its width. A neighbouring level is resized bilinearly and added.
 
     Args:
-        bottom_up: body.
-        in_features: of it, fine to coarse.
-        out_channels: of each level; they are called p2, p3, ... by their strides.
+        bottom_up: backbone below the pyramid.
+        in_features: names of its features that are used, fine to coarse.
+        out_channels: number of channels of each level. Levels are called p2, p3, ... after their strides.
     """
 
     def __init__(self, bottom_up: Backbone, in_features: list[str], out_channels: int):
@@ -85,10 +86,11 @@ class LitePAN(Backbone):
         self.bottom_up = bottom_up
         self.in_features = in_features
         shapes = [bottom_up.output_shape()[f] for f in in_features]
-        self.laterals = nn.ModuleList(Conv2d(s.channels, out_channels, 1) for s in shapes)
-        for conv in self.laterals:
+        laterals = [nn.Conv2d(s.channels, out_channels, 1) for s in shapes]
+        for conv in laterals:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
+        self.laterals = nn.ModuleList(laterals)
         self._shapes = {
             f"p{s.stride.bit_length() - 1}": ShapeSpec(channels=out_channels, stride=s.stride) for s in shapes
         }
@@ -98,7 +100,7 @@ class LitePAN(Backbone):
         return self.bottom_up.size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Levels (N, out_channels, H / stride, W / stride) by name, from images (N, 3, H, W)."""
+        """Levels (N, out_channels, H / stride, W / stride) by name, from network inputs (N, 3, H, W)."""
         features = self.bottom_up(x)
         levels = [conv(features[f]) for conv, f in zip(self.laterals, self.in_features, strict=True)]
         for fine in reversed(range(len(levels) - 1)):
@@ -118,18 +120,18 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 
 @BACKBONE_REGISTRY.register()
 def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
-    """``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES`` of ``OUT_CHANNELS``.
+    """Builds ``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES``.
 
-    All convolutions learn. So do batch norms with ``MODEL.SHUFFLENET.NORM`` BN, and batches should then not be small;
-    with FrozenBN they keep what ``MODEL.WEIGHTS`` has.
+    All convolutions are trained. With ``MODEL.SHUFFLENET.NORM`` BN the batch norms are trained too, and batches should
+    not be small; with FrozenBN the norms keep the values of ``MODEL.WEIGHTS``.
 
     Raises:
-        UserError: no such body, activation, norm or feature, convolutions to freeze, a norm or a fusion that this
-            pyramid does not have, or levels other than those that ``MODEL.CLQ.IN_FEATURES`` uses.
+        UserError: there is no such network, norm or feature, the config freezes convolutions, sets a norm or a fusion
+            that this pyramid does not have, or uses other levels than the pyramid has.
     """
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
-    if name not in BODIES:
-        raise UserError(f"MODEL.SHUFFLENET.NAME {name}: not one of {', '.join(BODIES)}.")
+    if name not in SHUFFLENETS:
+        raise UserError(f"MODEL.SHUFFLENET.NAME {name}: not one of {', '.join(SHUFFLENETS)}.")
     activation = cfg.MODEL.SHUFFLENET.ACTIVATION
     if activation not in _ACTIVATIONS:
         raise UserError(f"MODEL.SHUFFLENET.ACTIVATION {activation}: not one of {', '.join(_ACTIVATIONS)}.")
@@ -137,8 +139,8 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
         raise UserError(f"MODEL.SHUFFLENET.NORM {cfg.MODEL.SHUFFLENET.NORM}: not one of {', '.join(_NORMS)}.")
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
-            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all convolutions of a ShuffleNet learn; set it "
-            "to 0."
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all convolutions of a ShuffleNet are trained; "
+            "set it to 0."
         )
     if cfg.MODEL.FPN.NORM or cfg.MODEL.FPN.FUSE_TYPE != "sum":
         raise UserError(

@@ -1,4 +1,4 @@
-"""The one head of all variants: two towers, and the branches that a variant asks for."""
+"""The one head of all detectors: two towers, and the branches that a variant asks for."""
 
 import itertools
 import math
@@ -9,36 +9,41 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clq.modeling.box_coding import unit_anchor
+from clq.modeling.box_coding import BoxCoder, unit_anchor
+from clq.modeling.head.feature_alignment import FeatureAlignment
+from clq.modeling.head.quality import QualityBranch
+from clq.modeling.head.refinement import Refinement
 from clq.modeling.head.towers import Towers, conv_norm_activation
 from clq.modeling.structures import Predictions
 
 
 class DenseHead(nn.Module):
-    """Towers with their output convolutions, the same for all levels; :class:`HeadPerLevel` has one for each level.
+    """Towers with their output convolutions, shared by all levels; :class:`HeadPerLevel` has one head for each level.
 
-    FPN feature -> towers' input -> regression tower -> box prediction (times a learnable scale per level, if any).
-    Towers' input -> alignment with the regressed box, if any -> classification tower -> class logits.
-    With a refinement, both towers' outputs and the box prediction go through it first. All of it -> quality logit.
+    The FPN feature becomes the towers' input. The regression tower gives the box prediction, which is multiplied by a
+    learnable scale of the level. The towers' input, aligned with the regressed box where there is a feature alignment,
+    goes through the class tower and gives the class logits. A refinement, where there is one, changes the outputs of
+    the class tower and the box prediction before that. The quality branch comes last and may read any of these maps.
 
     Args:
-        towers: both sides up to their outputs, and what they share.
-        num_levels: number of levels of the FPN.
-        level_scales: whether each level has a learnable scale of the box prediction (NanoDet: no).
-        num_classes: K.
-        coder: box coder; gives the number of box channels and decodes the boxes that alignment follows.
-        anchor_scale: side of the anchors in strides.
-        prior_prob: class probability at initialisation.
-        quality: module for the quality's logits, see :mod:`clq.modeling.head.quality`; None for no such branch.
-        align: module from the towers' input (N, C, H, W) and boxes (N, 4, H, W), XYXY in stride units relative to each
-            location, to the classification tower's input; None for the feature itself. How much of the gradient flows
-            into the boxes is the alignment's choice.
-        refine: see :mod:`clq.modeling.head.refinement`; None for no second look.
-        box_norm: the first box prediction has one more convolution after the tower, with this normalisation (VFNet);
-            None: it has not.
+        towers: modules of both sides up to their outputs, and what they share.
+        num_levels: number L of FPN levels.
+        num_classes: number K of classes.
+        coder: box coder, which sets the number of box channels and decodes the boxes that the alignment follows.
+        anchor_scale: side of the anchors, in strides.
+        level_scales: whether each level has a learnable scale of the box prediction (NanoDet has none).
+        prior_prob: class probability at initialization.
+        quality: quality branch, or None.
+        align: feature alignment in front of the class tower, or None. It chooses how much of its gradient flows into
+            the boxes.
+        refine: refinement of the towers' outputs and of the box prediction, or None.
+        box_norm: normalization of one more convolution between the regression tower and the box prediction (VFNet), or
+            None for no such convolution.
         activation: function after that convolution.
         pred_size: size of the kernels of the output convolutions.
     """
+
+    anchor: Tensor
 
     def __init__(
         self,
@@ -46,22 +51,22 @@ class DenseHead(nn.Module):
         towers: Towers,
         num_levels: int,
         num_classes: int,
-        coder,
+        coder: BoxCoder,
         anchor_scale: float = 8.0,
         level_scales: bool = True,
         prior_prob: float = 0.01,
-        quality: nn.Module | None = None,
-        align: nn.Module | None = None,
-        refine: nn.Module | None = None,
+        quality: QualityBranch | None = None,
+        align: FeatureAlignment | None = None,
+        refine: Refinement | None = None,
         box_norm: str | None = None,
         activation: Callable[[Tensor], Tensor] = F.relu,
         pred_size: int = 3,
     ):
         super().__init__()
         self.coder = coder
-        # A buffer, here and in the offsets of alignments: a constant made in every call would be a copy to the GPU.
+        # A buffer, here and in the offsets of alignments: a constant made in each call would be copied to the GPU.
         self.register_buffer("anchor", unit_anchor(anchor_scale), persistent=False)
-        self.shared, self.cls_tower, self.reg_tower = towers[:3]
+        self.shared, self.cls_tower, self.reg_tower = towers.shared, towers.cls, towers.reg
         self.align = align
         self.refine = refine
         channels = towers.out_channels
@@ -80,12 +85,12 @@ class DenseHead(nn.Module):
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))
 
     def forward(self, features: list[Tensor]) -> Predictions:
-        """Lists over levels: class logits (N, K, H, W), box predictions (N, C, H, W), quality logits (N, 1, H, W)."""
+        """Raw outputs of all levels, from FPN features (N, C, H, W), fine to coarse."""
         out = Predictions([], [], [], [])
         for level, feature in enumerate(features):
             feature = self.shared(feature)
             reg = self.reg_tower(feature)
-            # Boxes are float32 from here on, as the losses on them: half a pixel matters.
+            # Boxes are float32 from here on, like the losses on them, because half a pixel matters.
             box_pred = self.coder.activate(self.box_pred(reg).float())
             if self.scales is not None:
                 box_pred = box_pred * self.scales[level]
@@ -94,23 +99,31 @@ class DenseHead(nn.Module):
             if self.refine is not None:
                 if self.refine.trains_coarse:
                     out.coarse_box_pred.append(box_pred)
-                cls, box_pred = self.refine(level, feature, cls, reg, box_pred, self._relative_boxes(box_pred))
+                cls, box_pred = self.refine(
+                    level=level,
+                    feature=feature,
+                    cls=cls,
+                    reg=reg,
+                    box_pred=box_pred,
+                    boxes=self._relative_boxes(box_pred),
+                )
             out.cls_logits.append(self.cls_logits(cls))
             out.box_pred.append(box_pred)
             if self.quality_pred is not None:
-                out.quality_logits.append(self.quality_pred(feature, cls, reg, box_pred))
+                maps = {"feature": feature, "cls": cls, "reg": reg, "box_pred": box_pred}
+                out.quality_logits.append(self.quality_pred(maps[self.quality_pred.reads]))
         return out
 
     def _relative_boxes(self, box_pred: Tensor) -> Tensor:
-        """(N, 4, H, W) XYXY boxes in stride units relative to their locations, from box predictions (N, C, H, W)."""
+        """Boxes (N, 4, H, W), XYXY in stride units relative to their locations, from box predictions (N, C, H, W)."""
         return self.coder.decode(box_pred.permute(0, 2, 3, 1), self.anchor, 1.0).permute(0, 3, 1, 2)
 
 
 class HeadPerLevel(nn.Module):
-    """A head for each level, which share nothing (NanoDet).
+    """One head for each level; the heads share nothing (NanoDet).
 
     Args:
-        heads: heads of one level each, fine to coarse.
+        heads: heads for one level each, fine to coarse.
     """
 
     def __init__(self, heads: Iterable[DenseHead]):
@@ -118,6 +131,6 @@ class HeadPerLevel(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, features: list[Tensor]) -> Predictions:
-        """As :meth:`DenseHead.forward`."""
+        """Raw outputs of all levels, see :meth:`DenseHead.forward`."""
         levels = [head([feature]) for head, feature in zip(self.heads, features, strict=True)]
         return Predictions(*(list(itertools.chain(*field)) for field in zip(*levels, strict=True)))

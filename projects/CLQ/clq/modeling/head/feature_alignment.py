@@ -1,10 +1,11 @@
-"""Feature alignment: a 3x3 deformable convolution whose nine taps follow the regressed box, before the class tower.
+"""Feature alignment: a 3x3 deformable convolution in front of the class tower, whose taps follow the regressed box.
 
-Boxes come in as XYXY in stride units relative to their own location: (-4, -4, 4, 4) spans eight cells around it.
-The offsets are a function of the box; three back-ends compute the same convolution with the same parameters.
+Boxes are XYXY in stride units relative to their own location: (-4, -4, 4, 4) spans eight cells around it. The offsets
+of the taps are a function of the box. Three backends compute the same convolution with the same parameters.
 """
 
 import functools
+from abc import ABC, abstractmethod
 
 import torch
 from detectron2.layers import Conv2d
@@ -13,40 +14,44 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
-# Numbers sampled at once on a CPU, 9 x channels a location, by measurement: in inference what a core's caches hold
-# (512 locations of 256 channels), in training what memory that is used again and again holds.
+# How many numbers are sampled at once on a CPU, where a location has 9 x channels of them. Both values are measured. In
+# inference the samples should fit into a core's caches (512 locations of 256 channels); in training, where each part
+# costs a gradient of the whole map, larger parts are faster.
 _SAMPLES_AT_ONCE, _SAMPLES_AT_ONCE_IN_TRAINING = 512 * 9 * 256, 6_000_000
 
 # Regular positions (dy, dx) of the nine taps, row-major as in a 3x3 kernel: (9, 2).
 _TAPS = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
 
 
-class Offsets(nn.Module):
-    """Where the nine taps go, from the box of each location; subclasses say how.
+class Offsets(nn.Module, ABC):
+    """The interface of tap offsets: a module from the box of each location to the offsets of its nine taps.
 
     Args:
-        gradient: share of the gradient that flows back into the boxes, 0 to 1.
+        gradient: share of the gradient that flows back into the boxes, from 0 to 1.
     """
+
+    taps: Tensor
 
     def __init__(self, gradient: float):
         super().__init__()
         self.gradient = gradient
-        # Regular taps, (9, 2). A buffer, so that it is where the model is.
+        # Regular taps (9, 2), as a buffer, so that they are on the model's device.
         self.register_buffer("taps", _TAPS, persistent=False)
 
     def forward(self, boxes: Tensor) -> Tensor:
         """Offsets of the taps from their regular positions.
 
         Args:
-            boxes: (N, 4, H, W) XYXY in stride units relative to each location.
+            boxes: boxes (N, 4, H, W), XYXY in stride units relative to each location.
 
         Returns:
-            (N, 18 G, H, W) in cells: for each of the G offset groups and nine taps (row-major) dy and dx.
+            Offsets (N, 18 G, H, W) in cells: dy and dx for each of the G offset groups and nine taps (row-major).
         """
         return self._offsets(torch.lerp(boxes.detach(), boxes, self.gradient))
 
+    @abstractmethod
     def _offsets(self, boxes: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Offsets as in :meth:`forward`, from boxes whose gradient is already scaled."""
 
 
 class GeometricOffsets(Offsets):
@@ -66,8 +71,8 @@ class LearnedOffsets(Offsets):
     """A 1x1 convolution from the four sides of the box to the offsets (FoveaBox's feature alignment; CLQ's authors').
 
     Args:
-        groups: G, number of offset groups; each moves its own G-th part of the channels.
-        gradient: share of the gradient that flows back into the boxes; all of it in the CLQ authors' code.
+        groups: number G of offset groups, each of which moves its own G-th part of the channels.
+        gradient: share of the gradient that flows back into the boxes; the CLQ authors' code lets all of it through.
     """
 
     def __init__(self, groups: int = 4, gradient: float = 1.0):
@@ -92,55 +97,57 @@ class StarOffsets(Offsets):
         return (taps - self.taps.view(1, 9, 2, 1, 1)).flatten(1, 2)
 
 
-class AlignConv(nn.Module):
+class FeatureAlignment(nn.Module):
     """Deformable 3x3 convolution guided by boxes, then ReLU.
 
     Args:
-        channels: number of channels of input and output; a multiple of the number of offset groups.
-        offsets: module from boxes (N, 4, H, W) to offsets (N, 18 G, H, W).
+        channels: number of channels of input and output, a multiple of the number of offset groups.
+        offsets: module from boxes to the offsets of the taps.
         backend: name of the implementation, one of :data:`BACKENDS`, or ``auto``: on the CPU the fastest, which is
             ``gather`` where an offset group has 64 channels or more and ``grid_sample`` where it has fewer; elsewhere
             torchvision's op.
 
     Raises:
-        ValueError: unknown back-end.
+        ValueError: there is no such backend.
     """
 
-    def __init__(self, channels: int, offsets: nn.Module, backend: str = "auto"):
+    def __init__(self, channels: int, offsets: Offsets, backend: str = "auto"):
         super().__init__()
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"ALIGN.BACKEND is auto, {' or '.join(BACKENDS)}, not {backend}")
         self.backend = backend
         self.offsets = offsets
-        self.conv = Conv2d(channels, channels, 3, padding=1, bias=False)  # holds the weight; never called itself
+        self.conv = Conv2d(channels, channels, 3, padding=1, bias=False)  # holds the weight and is never called
 
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Aligned features.
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """Aligns a feature map with boxes.
 
         Args:
-            features: (N, C, H, W).
-            boxes: (N, 4, H, W) XYXY in stride units relative to each location.
+            x: feature map (N, C, H, W).
+            boxes: boxes (N, 4, H, W), XYXY in stride units relative to each location.
 
         Returns:
-            (N, C, H, W). Sampling is in the weight's type, float32, whatever autocast says; the product of samples and
-            weight is in autocast's where the back-end lets it.
+            (N, C, H, W). Sampling is done in the weight's type, float32, inside autocast as well. The product of
+            samples and weight is in autocast's type where the backend supports it.
         """
         weight = self.conv.weight
-        with torch.autocast(features.device.type, enabled=False):  # half a cell matters
+        with torch.autocast(x.device.type, enabled=False):  # half a cell matters
             offsets = self.offsets(boxes.to(weight.dtype))
-        backend = self.backend if self.backend != "auto" else _fastest(features, offsets)
-        return F.relu(BACKENDS[backend](features.to(weight.dtype), offsets, weight))
+        backend = self.backend if self.backend != "auto" else _fastest(x, offsets)
+        return F.relu(BACKENDS[backend](x.to(weight.dtype), offsets, weight))
 
 
-def _fastest(features: Tensor, offsets: Tensor) -> str:
-    """Name of the fastest back-end, by measurement on CPUs: of small rows of the table ``gather`` has too many."""
-    if features.device.type != "cpu":
+def _fastest(x: Tensor, offsets: Tensor) -> str:
+    """Name of the fastest backend. Measured on CPUs: where groups are narrow, ``gather`` reads too many short rows."""
+    if x.device.type != "cpu":
         return "torchvision"
-    return "gather" if features.shape[1] * 18 // offsets.shape[1] >= 64 else "grid_sample"
+    return "gather" if x.shape[1] * 18 // offsets.shape[1] >= 64 else "grid_sample"
 
 
 def deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """:func:`torchvision.ops.deform_conv2d` outside autocast, whose short types the op does not have everywhere."""
+    """:func:`torchvision.ops.deform_conv2d` outside autocast, because not every device has the op in half precision."""
+    if x.device.type == "cpu":  # where the op reads outside the map at a NaN, and crashes; so it reads far away instead
+        offsets = offsets.nan_to_num(torch.finfo(offsets.dtype).max)
     with torch.autocast(x.device.type, enabled=False):
         return deform_conv2d(x, offsets, weight, padding=1)
 
@@ -148,14 +155,14 @@ def deform_conv2d_torchvision(x: Tensor, offsets: Tensor, weight: Tensor) -> Ten
 def deform_conv2d_grid_sample(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """Deformable 3x3 convolution (padding 1, no bias) by sampling at the nine taps and one matrix product.
 
-    Exactly :func:`torchvision.ops.deform_conv2d`: bilinear, zero outside the map, differentiable in all arguments. Made
-    of operations that any device and exporter has.
+    It computes what :func:`torchvision.ops.deform_conv2d` computes: bilinear, zero outside the map, differentiable in
+    all arguments. It is made of operations that every device and exporter has.
 
     Args:
-        x: (N, C, H, W).
-        offsets: (N, 18 G, H, W) in cells: for each offset group and tap (row-major) dy and dx. Group g moves the g-th
-            C / G channels.
-        weight: (O, C, 3, 3).
+        x: feature map (N, C, H, W).
+        offsets: offsets (N, 18 G, H, W) in cells, dy and dx for each offset group and tap (row-major). Group g moves
+            the g-th C / G channels.
+        weight: kernel (O, C, 3, 3).
 
     Returns:
         (N, O, H, W).
@@ -171,17 +178,18 @@ def deform_conv2d_grid_sample(x: Tensor, offsets: Tensor, weight: Tensor) -> Ten
 
 
 def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """As :func:`deform_conv2d_grid_sample`, faster on CPUs: each sample is a weighted sum of four rows of a table.
+    """:func:`deform_conv2d_grid_sample` in a form that is faster on CPUs.
 
-    A row holds one group's channels of a cell, so reading it is one contiguous copy. torch's embedding bag, which
-    recommender systems live on, sums four of them with their bilinear weights on all cores, and knows its gradients.
+    Each sample is a weighted sum of four rows of a table. A row holds the channels of one group in one cell, so reading
+    it is one contiguous copy. torch's embedding bag sums four rows with their bilinear weights on all cores, and is
+    differentiable.
     """
     n, c, h, w = x.shape
     groups = offsets.shape[1] // 18
     y, x_pos = (position.permute(0, 3, 4, 1, 2).contiguous() for position in _tap_positions(offsets))  # (N, H, W, G, 9)
     rows, row_weights = _neighbours(y, h)
     cols, col_weights = _neighbours(x_pos, w)
-    # In int32, half the memory; a row of the table is ((image * H + row) * W + column) * G + group.
+    # The row of the table is ((image * H + row) * W + column) * G + group. int32 takes half the memory of int64.
     image = torch.arange(0, n * h, h, dtype=torch.int32, device=x.device).view(n, 1, 1, 1, 1, 1)
     group = torch.arange(groups, dtype=torch.int32, device=x.device).view(groups, 1, 1)
     cells = ((image + rows) * (w * groups)).unsqueeze(-1) + (cols * groups + group).unsqueeze(-2)
@@ -193,17 +201,17 @@ def deform_conv2d_gather(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_parts(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) -> Tensor:
-    """Samples (P, 9 C) times kernel (9 C, O), some locations at a time.
+    """Multiplies samples (P, 9 C) by the kernel (9 C, O), a part of the locations at a time.
 
-    In training, where that makes several parts, samples are not kept but taken again in the backward pass: each part
-    has a gradient as large as the table, so parts are larger. Compiled, all is one part: their number would be part of
-    the compiled form, which then fits few sizes.
+    In training with several parts, samples are not kept but taken again in the backward pass. Each part has a gradient
+    as large as the table, so parts are larger there. Compiled code has a single part, because the number of parts would
+    be a constant of the compiled form, which would then fit few input sizes.
 
     Args:
-        table: (N H W G, C / G), one row for each cell and offset group.
-        cells: (P, 9 G, 4) int32, the four rows of the table for each group and tap of each location.
-        bilinear: (P, 9 G, 4), their weights.
-        kernel: (9 C, O), its rows by group, tap and channel.
+        table: rows (N H W G, C / G), one for each cell and offset group.
+        cells: indices (P, 9 G, 4) int32 of the four rows for each group and tap of each location.
+        bilinear: weights (P, 9 G, 4) of these rows.
+        kernel: kernel (9 C, O), with rows by group, tap and channel.
     """
     training = torch.is_grad_enabled()
     at_once = (_SAMPLES_AT_ONCE_IN_TRAINING if training else _SAMPLES_AT_ONCE) // len(kernel)
@@ -216,21 +224,22 @@ def _in_parts(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) ->
 
 
 def _sampled_product(table: Tensor, cells: Tensor, bilinear: Tensor, kernel: Tensor) -> Tensor:
-    """(P, O); arguments as of :func:`_in_parts`."""
+    """(P, O) product of the samples of all P locations and the kernel; arguments as in :func:`_in_parts`."""
     samples = F.embedding_bag(cells.view(-1, 4), table, per_sample_weights=bilinear.view(-1, 4), mode="sum")
     return samples.view(-1, len(kernel)) @ kernel
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The cells on either side of each position (...) on a line of ``size``: indices and linear weights (..., 2).
+    """Indices and linear weights (..., 2) of the two cells beside each position (...) on a line of ``size`` cells.
 
-    A cell outside the line has weight zero, and the index of one inside.
+    A cell outside the line has weight zero and the index of a cell inside.
     """
     below = position.detach().floor()
     above = position - below  # in [0, 1), with gradient
     cells = torch.stack((below, below + 1), dim=-1)
     weights = torch.stack((1 - above, above), dim=-1) * ((cells >= 0) & (cells < size))
-    return cells.clamp(0, size - 1).int(), weights
+    # Integers are clamped, because a clamped NaN is a NaN, which is no index. Its weights make the loss NaN.
+    return cells.int().clamp_(0, size - 1), weights
 
 
 def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,7 +251,7 @@ def _tap_positions(offsets: Tensor) -> tuple[Tensor, Tensor]:
     return taps[:, :, :, 0] + rows, taps[:, :, :, 1] + cols
 
 
-# Names of MODEL.CLQ.ALIGN.BACKEND: the same function of the same parameters.
+# Names of MODEL.CLQ.ALIGN.BACKEND. All compute the same function of the same parameters.
 BACKENDS = {
     "torchvision": deform_conv2d_torchvision,
     "grid_sample": deform_conv2d_grid_sample,

@@ -1,31 +1,53 @@
-"""A second look at the boxes, after the towers: VFNet's star and TOOD's sampling.
+"""A second look at the boxes, after the towers: VFNet's star-shaped refinement and TOOD's sampling."""
 
-A refinement is a module with these attributes:
-
-* ``coding``: name of the box coding whose predictions it refines;
-* ``trains_coarse``: whether the boxes before it have a loss of their own;
-
-called with ``level`` (its index), ``feature`` (N, ., H, W) (the towers' input), ``cls`` and ``reg`` (N, C, H, W) (their
-outputs), ``box_pred`` (N, 4, H, W) and ``boxes`` (N, 4, H, W) (what that decodes to, XYXY in stride units relative to
-each location), and returning the class feature and the box prediction in the shapes of ``cls`` and ``box_pred``.
-"""
+from abc import ABC, abstractmethod
 
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clq.modeling.head.feature_alignment import AlignConv, StarOffsets
+from clq.modeling.head.feature_alignment import FeatureAlignment, StarOffsets
 from clq.modeling.head.towers import small_conv
 
 
-class StarRefinement(nn.Module):
-    """VFNet's second stage: both towers' outputs aligned with the box, and a factor on each of its log distances.
+class Refinement(nn.Module, ABC):
+    """The interface of refinements.
+
+    Attributes:
+        coding: name of the box coding whose predictions it refines.
+        trains_coarse: whether the boxes before the refinement have a loss of their own.
+    """
+
+    coding: str
+    trains_coarse: bool
+
+    @abstractmethod
+    def forward(
+        self, *, level: int, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refines one level.
+
+        Args:
+            level: index of the level.
+            feature: input of the towers (N, C_in, H, W).
+            cls: output of the class tower (N, C, H, W).
+            reg: output of the regression tower (N, C, H, W).
+            box_pred: box prediction (N, 4, H, W).
+            boxes: boxes (N, 4, H, W) decoded from it, XYXY in stride units relative to each location.
+
+        Returns:
+            What takes the place of ``cls`` and of ``box_pred``, in the same shapes.
+        """
+
+
+class StarRefinement(Refinement):
+    """VFNet's second stage: both towers' outputs are aligned with the box, whose log distances get a correction.
 
     Args:
-        channels: of the towers.
-        num_levels: each has its own scale of the refinement.
-        backend: as of :class:`AlignConv`.
+        channels: number of channels of the towers.
+        num_levels: number of levels; each has its own scale of the correction.
+        backend: name of the implementation, see :class:`FeatureAlignment`.
     """
 
     coding = "distance"
@@ -33,26 +55,27 @@ class StarRefinement(nn.Module):
 
     def __init__(self, channels: int, num_levels: int, backend: str = "auto"):
         super().__init__()
-        self.cls_align = AlignConv(channels, StarOffsets(), backend)
-        self.reg_align = AlignConv(channels, StarOffsets(), backend)
+        self.cls_align = FeatureAlignment(channels, StarOffsets(), backend)
+        self.reg_align = FeatureAlignment(channels, StarOffsets(), backend)
         self.box_pred = Conv2d(channels, 4, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(num_levels))
 
     def forward(
-        self, level: int, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor
+        self, *, level: int, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The aligned class feature, and log distances that have no gradient into those before."""
+        """Returns the aligned class feature, and log distances without gradient into the first ones."""
         refinement = self.box_pred(self.reg_align(reg, boxes)).float() * self.scales[level]
         return self.cls_align(cls, boxes), box_pred.detach() + refinement
 
 
-class SampledBoxes(nn.Module):
-    """TOOD's spatial alignment (Feng et al. 2021, eq. 6): each side of a box is read at a learnt place near by.
+class SampledBoxes(Refinement):
+    """TOOD's spatial alignment (Feng et al. 2021, eq. 6): each side of a box is read at a learned nearby position.
 
-    A neighbour may see a side better than the location itself does. A box that comes out inside out stays as it was.
+    A neighbour may see a side better than the location itself does. A box whose sides would cross stays as it was.
 
     Args:
-        in_channels, channels: of the towers' input and output.
+        in_channels: number of channels of the towers' input.
+        channels: number of channels of the towers' output; a quarter of it is the width of the branch.
     """
 
     coding = "ltrb"
@@ -65,25 +88,29 @@ class SampledBoxes(nn.Module):
         self.offsets = nn.Sequential(first, nn.ReLU(), second)
 
     def forward(
-        self, level: int, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor
+        self, *, level: int, feature: Tensor, cls: Tensor, reg: Tensor, box_pred: Tensor, boxes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The class feature as it is, and the distances of the sampled boxes."""
+        """Returns the class feature unchanged, and the distances of the sampled boxes."""
         height, width = boxes.shape[-2:]
         y = torch.arange(height, device=boxes.device, dtype=boxes.dtype).view(-1, 1).expand(height, width)
         x = torch.arange(width, device=boxes.device, dtype=boxes.dtype).expand(height, width)
         here = torch.stack((x, y, x, y))  # (4, H, W)
-        boxes = boxes + here  # relative to the map's origin: neighbours that agree on a side now have equal values
+        boxes = boxes + here  # relative to the map's origin, where neighbours that agree on a side have equal values
         sampled = sample_each_channel(boxes, self.offsets(feature).float())
-        inside_out = (sampled[:, :2] > sampled[:, 2:]).any(dim=1, keepdim=True)
-        x1, y1, x2, y2 = (torch.where(inside_out, boxes, sampled) - here).unbind(dim=1)
+        crossed = (sampled[:, :2] > sampled[:, 2:]).any(dim=1, keepdim=True)
+        x1, y1, x2, y2 = (torch.where(crossed, boxes, sampled) - here).unbind(dim=1)
         return cls, torch.stack((-x1, -y1, x2, y2), dim=1)
 
 
 def sample_each_channel(x: Tensor, offsets: Tensor) -> Tensor:
-    """Each channel of x (N, C, H, W) at its own offsets, bilinear, zero outside the map, differentiable in both.
+    """Samples each channel at its own offsets, bilinearly, with zero outside the map; differentiable in both.
 
     Args:
-        offsets: (N, 2 C, H, W) in cells, (dy, dx) of each channel.
+        x: map (N, C, H, W).
+        offsets: offsets (N, 2 C, H, W) in cells, (dy, dx) for each channel.
+
+    Returns:
+        (N, C, H, W).
     """
     n, c, h, w = x.shape
     dy, dx = offsets.reshape(n * c, 2, h, w).unbind(dim=1)

@@ -1,4 +1,4 @@
-"""From an FPN feature to what a head's two tasks read: two towers, a shared one, or TOOD's interactive one."""
+"""Towers, from an FPN feature to what the two tasks read: separate, shared, or TOOD's interactive ones."""
 
 import itertools
 from collections.abc import Callable
@@ -19,12 +19,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Towers(NamedTuple):
-    """What a head's two sides are made of.
+    """The modules of the two sides of a head.
 
     Attributes:
-        shared: module from the feature to what both sides read.
-        cls, reg: modules from that, or from its alignment with the box, to each side's output.
-        shared_channels, out_channels: of these.
+        shared: module from the feature to the input of both towers.
+        cls: class tower, which reads that input, aligned with the box where there is a feature alignment.
+        reg: regression tower, which reads that input.
+        shared_channels: number of channels of the towers' input.
+        out_channels: number of channels of the towers' outputs.
     """
 
     shared: nn.Module
@@ -36,14 +38,14 @@ class Towers(NamedTuple):
 
 @dataclass(frozen=True)
 class Layers:
-    """How the convolutions of towers are made.
+    """How the convolutions of a tower are built.
 
     Attributes:
-        channels: of each.
-        depth: number of them, one after the other.
-        norm: "GN" or one of :func:`detectron2.layers.get_norm`'s names; "" for none.
-        depthwise: a 3x3 convolution of each channel and a 1x1 convolution in place of a 3x3 convolution.
-        activation: function after each normalisation.
+        channels: number of channels of each convolution.
+        depth: number of convolutions.
+        norm: normalization, "GN" or a name that :func:`detectron2.layers.get_norm` knows; "" for none.
+        depthwise: whether a 3x3 convolution is a depthwise one followed by a 1x1 convolution.
+        activation: function after each normalization.
     """
 
     channels: int = 256
@@ -53,16 +55,19 @@ class Layers:
     activation: Callable[[Tensor], Tensor] = F.relu
 
     def __call__(self, in_channels: int) -> nn.Sequential:
-        """The convolutions, each with normalisation and activation.
+        """Builds the convolutions, each with normalization and activation.
+
+        Args:
+            in_channels: number of channels of their input.
 
         Raises:
-            ValueError: a norm that does not exist, or that the channels do not divide into.
+            ValueError: the norm does not exist, or the channels are no multiple of its groups.
         """
         widths = [in_channels, *[self.channels] * self.depth]
         return nn.Sequential(*(self._layer(before, after) for before, after in itertools.pairwise(widths)))
 
     def out_channels(self, in_channels: int) -> int:
-        """Of the last convolution, or of the input where there is none."""
+        """The number of channels of the last convolution, or of the input where there is no convolution."""
         return self.channels if self.depth else in_channels
 
     def _layer(self, before: int, after: int) -> nn.Module:
@@ -73,32 +78,48 @@ class Layers:
 
 
 def separate_towers(in_channels: int, layers: Layers) -> Towers:
-    """Two towers that share nothing but the feature, of ``in_channels``."""
+    """Two towers that share nothing but the feature, which has ``in_channels`` channels."""
     return Towers(
-        nn.Identity(), layers(in_channels), layers(in_channels), in_channels, layers.out_channels(in_channels)
+        shared=nn.Identity(),
+        cls=layers(in_channels),
+        reg=layers(in_channels),
+        shared_channels=in_channels,
+        out_channels=layers.out_channels(in_channels),
     )
 
 
 def shared_tower(in_channels: int, layers: Layers) -> Towers:
-    """One tower whose output both sides read as it is (NanoDet)."""
+    """One tower, whose output is the output of both sides (NanoDet)."""
     channels = layers.out_channels(in_channels)
-    return Towers(layers(in_channels), nn.Identity(), nn.Identity(), channels, channels)
+    return Towers(
+        shared=layers(in_channels),
+        cls=nn.Identity(),
+        reg=nn.Identity(),
+        shared_channels=channels,
+        out_channels=channels,
+    )
 
 
 def interactive_towers(in_channels: int, layers: Layers) -> Towers:
-    """TOOD's task-interactive features (Feng et al. 2021, eq. 1 to 3): one tower, all of whose layers both sides read.
+    """TOOD's task-interactive features (Feng et al. 2021, eq. 1 to 3): both sides read all layers of one tower.
 
     Raises:
-        ValueError: no layer.
+        ValueError: the tower has no layer.
     """
     if not layers.depth:
         raise ValueError("interactive towers need layers; raise NUM_CONVS")
     cls, reg = (TaskDecomposition(layers.channels, layers.depth, layers.norm, layers.activation) for _ in range(2))
-    return Towers(AllLayers(*layers(in_channels)), cls, reg, layers.depth * layers.channels, layers.channels)
+    return Towers(
+        shared=AllLayers(*layers(in_channels)),
+        cls=cls,
+        reg=reg,
+        shared_channels=layers.depth * layers.channels,
+        out_channels=layers.channels,
+    )
 
 
 class AllLayers(nn.Sequential):
-    """A chain of layers that returns the outputs of all of them, joined along the channels."""
+    """A sequence of layers that returns the outputs of all of them, concatenated along the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
@@ -108,12 +129,13 @@ class AllLayers(nn.Sequential):
 
 
 class TaskDecomposition(nn.Module):
-    """One task's share of the interactive features: each layer weighted by attention over the image, then reduced.
+    """One task's share of the interactive features: layers weighted by attention over the image, then reduced.
 
     Args:
-        channels: of each layer.
+        channels: number of channels of each layer.
         depth: number of layers.
-        norm, activation: of the reduction.
+        norm: normalization of the reduction.
+        activation: function after the reduction.
     """
 
     def __init__(self, channels: int, depth: int, norm: str, activation: Callable[[Tensor], Tensor] = F.relu):
@@ -126,7 +148,7 @@ class TaskDecomposition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) from all layers' outputs (N, depth * channels, H, W)."""
         attention = self.attention(x.mean(dim=(2, 3), keepdim=True))  # (N, depth, 1, 1)
-        # The attention goes into the reduction's kernel, which is small, not into the features, which are large.
+        # The attention scales the kernel of the reduction, which is small, instead of the features, which are large.
         channels, depth = self.reduce.out_channels, attention.shape[1]
         kernel = self.reduce.weight.view(channels, depth, -1) * attention.view(-1, 1, depth, 1)
         out = (kernel.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
@@ -136,9 +158,13 @@ class TaskDecomposition(nn.Module):
 
 
 def small_conv(in_channels: int, channels: int, size: int, std: float) -> nn.Conv2d:
-    """A convolution of this standard deviation at initialisation; torch's own, as the head resets Detectron2's."""
+    """A convolution with this standard deviation at initialization.
+
+    It is torch's own class, because the head initializes all convolutions of Detectron2's class anew.
+    """
     conv = nn.Conv2d(in_channels, channels, size, padding=size // 2)
     nn.init.normal_(conv.weight, std=std)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 
@@ -151,7 +177,7 @@ def conv_norm_activation(
     activation: Callable[[Tensor], Tensor] = F.relu,
     groups: int = 1,
 ) -> Conv2d:
-    """A convolution with normalisation and activation; with a bias where there is no normalisation."""
+    """A convolution with normalization and activation; it has a bias where there is no normalization."""
     return Conv2d(
         in_channels,
         channels,
@@ -165,14 +191,14 @@ def conv_norm_activation(
 
 
 class _GroupNorm(nn.GroupNorm):
-    """torch's, without its refusal of one value per group: a 1x1 level of a narrow head is ordinary input."""
+    """A group norm that accepts one value per group, as a 1x1 level of a narrow head has; torch's module refuses it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """torch's, but with its running statistics where a batch has one value per channel, which torch refuses."""
+    """A batch norm that uses its running statistics where a batch has one value per channel, which torch refuses."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
@@ -183,11 +209,11 @@ class _BatchNorm(nn.BatchNorm2d):
 def _norm(name: str, channels: int) -> nn.Module | None:
     if name == "GN":
         if channels % 32:
-            raise ValueError(f"GN has 32 groups, into which {channels} channels do not divide")
-        return _GroupNorm(32, channels)
+            raise ValueError(f"GN has 32 groups, and {channels} channels are no multiple of that")
+        return (_GroupNorm if channels == 32 else nn.GroupNorm)(32, channels)  # wider groups have several channels
     if name == "BN":
         return _BatchNorm(channels)
     try:
         return get_norm(name, channels)
     except KeyError:
-        raise ValueError(f"{name} is no normalisation that detectron2.layers.get_norm knows") from None
+        raise ValueError(f"{name} is no normalization that detectron2.layers.get_norm knows") from None

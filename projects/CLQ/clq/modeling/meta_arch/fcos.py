@@ -1,4 +1,4 @@
-"""A detector to compare with that Detectron2 has but, unlike the others, does not build from a yaml config."""
+"""Detectron2's FCOS, built from a yaml config for comparisons; Detectron2 itself has no yaml config for it."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -16,28 +16,28 @@ def _with_an_empty_box(instances: Instances) -> Instances:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # Detectron2's "GN", also for the one channel on which its head tries every norm, and which torch's refuses.
+    # Detectron2's head tries its norm on a single channel, which torch's group norm with 32 groups refuses.
     return nn.GroupNorm(min(32, channels), channels)
 
 
 @META_ARCH_REGISTRY.register()
 class FCOS(fcos.FCOS):
-    """Detectron2's FCOS, from the keys of ``MODEL.RETINANET``; its arguments."""
+    """Detectron2's FCOS, with the same arguments, built from the keys of ``MODEL.RETINANET``."""
 
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
 
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list, list]:
-        """Detectron2's, which fails over an image without an object: it gets one of no size, which nothing matches."""
+        """Labels as Detectron2 does, which fails for an image without objects: it gets a box that matches nothing."""
         return super().label_anchors(anchors, [x if len(x) else _with_an_empty_box(x) for x in gt_instances])
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """As Detectron2's ``configs/common/models/fcos.py``, the pyramid being that of the config.
+        """The arguments of Detectron2's ``configs/common/models/fcos.py``, with the pyramid of the config.
 
         Raises:
-            UserError: values that Detectron2 refuses, or levels that the backbone does not have.
+            UserError: Detectron2 refuses a value, or the backbone does not have a level.
         """
         c = cfg.MODEL.RETINANET
         with blamed_on("MODEL.BACKBONE, RESNETS and FPN"):

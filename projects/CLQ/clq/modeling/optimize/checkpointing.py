@@ -1,4 +1,4 @@
-"""Less memory for more time: what a forward pass leaves behind for the backward pass is computed again there."""
+"""Gradient checkpointing: the backward pass computes intermediate results again, which saves memory for time."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,22 +11,23 @@ from torch.utils.checkpoint import checkpoint
 from clq.errors import UserError
 
 
-def recomputed(module: nn.Module, function: Callable, *inputs):
-    """``function(*inputs)``, keeping nothing for its backward pass but the inputs.
+def checkpointed(module: nn.Module, function: Callable, *inputs):
+    """Calls ``function(*inputs)`` and keeps nothing but the inputs for its backward pass.
 
-    Outputs and gradients are those of a plain call, and so are running statistics of batch normalisation, which only
-    the first of the two passes moves.
+    Outputs and gradients are those of a plain call. So are the running statistics of batch norms, because only the
+    first of the two passes updates them.
 
     Args:
-        module: holds the layers that the function calls.
-        function, inputs: any; computes the same each time.
+        module: module that holds the layers that the function calls.
+        function: function that computes the same each time.
+        inputs: its arguments.
     """
     contexts = lambda: (contextlib.nullcontext(), _RunningStatisticsKept(module))  # noqa: E731
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 class _RunningStatisticsKept:
-    """A context, as often as it is needed, in which batch norms do not move their running statistics."""
+    """A reusable context in which batch norms do not update their running statistics."""
 
     def __init__(self, module: nn.Module):
         self.norms = get_bn_modules(module)
@@ -42,22 +43,25 @@ class _RunningStatisticsKept:
 
 
 class RecomputedStage(nn.Sequential):
-    """A stage of a ResNet whose intermediate results are computed again in the backward pass."""
+    """A stage of a ResNet, whose intermediate results are computed again in the backward pass."""
 
     def forward(self, x):
-        return recomputed(self, super().forward, x)
+        return checkpointed(self, super().forward, x)
 
 
-def recompute_stages(backbone: Backbone) -> None:
-    """Makes each stage that learns, of the ResNet below an FPN, a :class:`RecomputedStage`; names stay as they are.
+def checkpoint_stages(backbone: Backbone) -> None:
+    """Turns each trainable stage of the ResNet of an FPN into a :class:`RecomputedStage`; parameters keep their names.
+
+    Args:
+        backbone: FPN on a ResNet.
 
     Raises:
-        UserError: there is no ResNet.
+        UserError: the backbone has no ResNet.
     """
-    body = getattr(backbone, "bottom_up", None)
-    if not hasattr(body, "stages"):
-        raise UserError("MODEL.CLQ.CHECKPOINT_BACKBONE: the backbone is no FPN on a ResNet; set it to False.")
-    for i, (name, stage) in enumerate(zip(body.stage_names, body.stages, strict=True)):
+    resnet = getattr(backbone, "bottom_up", None)
+    if resnet is None or not hasattr(resnet, "stages"):
+        raise UserError("MODEL.CLQ.CHECKPOINT_BACKBONE: the backbone is not an FPN on a ResNet; set it to False.")
+    for i, (name, stage) in enumerate(zip(resnet.stage_names, resnet.stages, strict=True)):
         if any(p.requires_grad for p in stage.parameters()):
-            body.stages[i] = RecomputedStage(*stage)
-            body.add_module(name, body.stages[i])
+            resnet.stages[i] = RecomputedStage(*stage)
+            resnet.add_module(name, resnet.stages[i])

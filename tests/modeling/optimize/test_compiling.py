@@ -1,6 +1,6 @@
-"""MODEL.CLQ.COMPILE: what torch.compile is given, and that nothing else changes.
+"""MODEL.CLQ.COMPILE: torch compiles the whole network, and the detector stays the same.
 
-The graphs are run as they were traced: building kernels takes minutes, and is torch's to test.
+The traced graphs run as they are. To build kernels would take minutes, and they are torch's to test.
 """
 
 import copy
@@ -8,11 +8,11 @@ import copy
 import pytest
 import torch
 from clq.errors import UserError
-from clq.modeling.meta_arch import clq as detector
+from clq.modeling.optimize import compiling
 from detectron2.utils.events import EventStorage
 from tiny_detectors import build, sample
 
-# One level, which takes a fifth of the time to trace; detections from an untrained model, whose boxes overlap.
+# One level takes a fifth of the time to trace. The thresholds let an untrained model have detections.
 SMALL = "MODEL.CLQ.IN_FEATURES", ["p3"], "MODEL.CLQ.SCORE_THRESH", 0.0, "MODEL.CLQ.NMS_THRESH", 0.99
 
 
@@ -28,15 +28,15 @@ def graphs(monkeypatch):
     own = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, mode: own(function, backend=backend))
     torch._dynamo.reset()
-    detector._compiled.cache_clear()
+    compiling._compiled.cache_clear()
     yield traced
     torch._dynamo.reset()
-    detector._compiled.cache_clear()
+    compiling._compiled.cache_clear()
 
 
-@pytest.mark.parametrize("row", ["atss", "clq"])
-def test_a_compiled_detector_is_the_same_detector(row, graphs):
-    plain, compiled = build(row, *SMALL), build(row, *SMALL, "MODEL.CLQ.COMPILE", True)
+@pytest.mark.parametrize("variant", ["atss", "clq"])
+def test_a_compiled_detector_is_the_same_detector(variant, graphs):
+    plain, compiled = build(variant, *SMALL), build(variant, *SMALL, "MODEL.CLQ.COMPILE", True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     batch = [sample((96, 128), [(20, 10, 70, 60), (60, 30, 120, 90)]), sample((96, 128))]
     for model in (plain, compiled):
@@ -67,7 +67,7 @@ def test_a_compiled_detector_takes_its_batch_in_parts(graphs):
 
 
 def test_a_copy_of_a_compiled_detector_has_weights_of_its_own(graphs):
-    """As the moving average of SOLVER.EMA is one."""
+    """The moving average of SOLVER.EMA is such a copy."""
     model = build("atss", *SMALL, "MODEL.CLQ.COMPILE", True).eval()
     batch = [sample((96, 128))]
     with torch.no_grad():
@@ -79,12 +79,12 @@ def test_a_copy_of_a_compiled_detector_has_weights_of_its_own(graphs):
     assert graphs
 
 
-def test_nothing_is_compiled_unless_asked(graphs):
+def test_nothing_is_compiled_by_default(graphs):
     with EventStorage():
         build("atss", *SMALL)([sample((96, 128))])
     assert not graphs
 
 
-def test_recomputed_stages_are_not_compiled():
+def test_recomputed_stages_and_compiling_are_refused_together():
     with pytest.raises(UserError, match=r"CHECKPOINT_BACKBONE: does not go with MODEL\.CLQ\.COMPILE"):
         build("clq", "MODEL.CLQ.CHECKPOINT_BACKBONE", True, "MODEL.CLQ.COMPILE", True)

@@ -1,0 +1,212 @@
+"""Reading and writing files of weights: nothing in a file executes, and no damaged file is read or written."""
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from clq.errors import UserError
+from clq.utils.files import write_atomically
+
+SAFETENSORS = ".safetensors"
+_GIB = 1 << 30
+_DIGEST = "sha256"  # key in the metadata of a safetensors file that this project wrote
+# What a pickle of Detectron2's model zoo is made of, by module and name: numpy's arrays in its old and new spelling.
+_ALLOWED = {
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}
+
+
+# What Python's zipfile raises for a damaged file.
+_ZIP_ERRORS = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error
+
+
+class DamagedFile(Exception):
+    """A file is not what was written: cut off, or with a changed byte. The message gives the reason."""
+
+
+def save_torch(data: Mapping[str, Any], path: str) -> None:
+    """Writes a file for :func:`torch.load`, under its name only when it is whole.
+
+    torch stores a CRC-32 of each record in the file, which :func:`read_weights` verifies.
+
+    Args:
+        data: nested containers of tensors and plain values.
+        path: file to write.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with write_atomically(path) as f:
+        try:
+            torch.save(data, f)
+        except RuntimeError as e:  # torch's writer hides the error of the operating system
+            raise OSError(0, " ".join(str(e).split())[:200]) from e
+
+
+def save_safetensors(weights: Mapping[str, Tensor], path: str) -> None:
+    """Writes weights as a safetensors file with a checksum, under its name only when it is whole.
+
+    Args:
+        weights: state dict; its tensors may share memory.
+        path: file to write.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in weights.items()}
+    content = safetensors.torch.save(tensors, {"format": "pt", _DIGEST: _digest(tensors)})
+    with write_atomically(path) as f:
+        f.write(content)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+    return digest.hexdigest()
+
+
+def read_weights(path: str, source: str, max_gib: float = 16.0) -> Any:
+    """Reads a file of weights onto the CPU; nothing in it executes.
+
+    The format follows from the content and the name: safetensors, a pickle of numpy arrays as in Detectron2's model
+    zoo (``.pkl``), or what :func:`torch.save` wrote.
+
+    Args:
+        path: local file.
+        source: name of the file in messages, as the user gave it.
+        max_gib: upper bound on the size of the content, in GiB.
+
+    Returns:
+        The content: for safetensors and torch a dict of tensors or of such dicts, for a pickle containers of arrays.
+
+    Raises:
+        DamagedFile: the file is cut off or has a changed byte.
+        UserError: the file cannot be read, is too large, or holds something else than weights.
+    """
+    try:
+        size = os.path.getsize(path)
+        _check_size(source, size, max_gib)
+        if path.endswith(SAFETENSORS):
+            return _read_safetensors(path, source)
+        if path.endswith(".pkl"):
+            return _read_pickle(path, source)
+        return _read_torch(path, source, max_gib)
+    except OSError as e:
+        raise UserError(f"{source}: cannot be read ({e.strerror or e}); give another file as MODEL.WEIGHTS.") from e
+
+
+def check_file(path: str) -> None:
+    """Verifies the checksums of a checkpoint that :func:`save_torch` wrote, without loading it.
+
+    Raises:
+        DamagedFile: the file is cut off or has a changed byte.
+    """
+    if not zipfile.is_zipfile(path):
+        raise DamagedFile("its end is missing, or it is no checkpoint")
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except _ZIP_ERRORS as e:
+        raise DamagedFile(_reason(e)) from e
+    if damaged is not None:
+        raise DamagedFile(f"the checksum of its record {damaged} is wrong")
+
+
+def _check_size(source: str, size: int, max_gib: float) -> None:
+    if size > max_gib * _GIB:
+        raise UserError(
+            f"{source}: its content has {size / _GIB:.1f} GiB, more than MODEL.MAX_WEIGHTS_GIB {max_gib:g}; raise that "
+            "if you trust the file."
+        )
+
+
+def _read_torch(path: str, source: str, max_gib: float) -> Any:
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as file:
+                content = sum(record.file_size for record in file.infolist())
+        except _ZIP_ERRORS as e:
+            raise DamagedFile(_reason(e)) from e
+        _check_size(source, content, max_gib)
+        check_file(path)
+    elif _starts_like_a_zip(path):
+        raise DamagedFile("its end is missing")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        if "Unsupported global" in str(e) or "Unsupported class" in str(e):
+            raise UserError(
+                f"{source}: holds Python objects besides weights, which could execute code; give a state_dict saved by "
+                "torch.save as MODEL.WEIGHTS."
+            ) from e
+        raise DamagedFile(_reason(e)) from e
+    except Exception as e:  # reading bytes that are no checkpoint can raise anything
+        raise DamagedFile(_reason(e)) from e
+
+
+def _starts_like_a_zip(path: str) -> bool:
+    with open(path, "rb") as f:
+        return f.read(4) == b"PK\x03\x04"
+
+
+def _read_safetensors(path: str, source: str) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise DamagedFile(_reason(e)) from e
+    if _DIGEST in metadata and metadata[_DIGEST] != _digest(tensors):
+        raise DamagedFile("its checksum is wrong")
+    return tensors
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays and plain containers; refuses every other name that a pickle calls."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"forbidden {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _read_pickle(path: str, source: str) -> Any:
+    with open(path, "rb") as f:
+        content = f.read()
+    try:
+        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except pickle.UnpicklingError as e:
+        if str(e).startswith("forbidden "):
+            raise UserError(
+                f"{source}: a pickle that calls {str(e).removeprefix('forbidden ')}, which could execute code; only "
+                "numpy arrays and plain containers are read. Convert it to .safetensors or .pth where you trust it."
+            ) from e
+        raise DamagedFile(_reason(e)) from e
+    except MemoryError as e:
+        raise DamagedFile("it asks for more memory than there is") from e
+    except Exception as e:  # a damaged pickle can raise anything
+        raise DamagedFile(_reason(e)) from e
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,123 @@
+"""The keys of data sets, training and testing."""
+
+from detectron2.data import build as loader
+
+from clq.config.key import Key, Number, OneOf
+
+_DTYPES = OneOf(
+    {
+        "auto": "fp16 on CUDA, bf16 elsewhere.",
+        "fp16": "float16; training scales the loss.",
+        "bf16": "bfloat16.",
+    }
+)
+
+
+def _has_weighted_samplers() -> bool:
+    return hasattr(loader, "_build_weighted_sampler")
+
+
+DATA_KEYS = (
+    Key(
+        "DATASETS.COCO_JSON",
+        [],
+        "Your own data sets in COCO format, which every script then knows by name: "
+        "[{name: NAME, json: FILE, images: FOLDER}, ...]. Paths are relative to the working directory.",
+    ),
+    Key(
+        "DATASETS.TRAIN_REPEAT_FACTOR",
+        [],
+        "For Detectron2's weighted samplers: a list of [name, factor]. The images of this training set are drawn more "
+        "often than those of others by this factor. Detectron2's defaults lack this key, which its samplers read.",
+        exists=_has_weighted_samplers,
+    ),
+    Key(
+        "DATALOADER.RANDOM_SUBSET_RATIO",
+        1.0,
+        "The share of the training images that RandomSubsetTrainingSampler uses. Detectron2's sampler reads this key, "
+        "which its version 0.6 lacks in its defaults.",
+        Number(above=0, maximum=1),
+    ),
+)
+
+SOLVER_KEYS = (
+    Key(
+        "SOLVER.CHECKPOINTS_KEPT",
+        5,
+        "The number of newest periodic checkpoints that a training keeps; older ones are deleted. The final checkpoint "
+        "and the best one stay. With 0 all are kept.",
+        Number(minimum=0),
+    ),
+    Key(
+        "SOLVER.SAVE_SAFETENSORS",
+        True,
+        "Whether a training ends by writing model_final.safetensors: the weights alone, in a format that holds nothing "
+        "else.",
+    ),
+    Key(
+        "SOLVER.OPTIMIZER",
+        "SGD",
+        "The optimizer.",
+        OneOf(
+            {
+                "SGD": "Stochastic gradient descent with SOLVER.MOMENTUM.",
+                "AdamW": "Adam with decoupled weight decay.",
+            }
+        ),
+    ),
+    Key(
+        "SOLVER.REFERENCE_BATCH",
+        16,
+        "The number of images per batch that SOLVER.BASE_LR is meant for. The learning rate is BASE_LR * IMS_PER_BATCH "
+        "/ REFERENCE_BATCH, or BASE_LR where REFERENCE_BATCH is 0.",
+        Number(minimum=0),
+    ),
+    Key(
+        "SOLVER.ACCUMULATE",
+        1,
+        "The number of parts in which the batch of each process passes through backbone and head, one after the other. "
+        "This takes less memory and one more forward pass. IMS_PER_BATCH is still the number of images of a step. "
+        "Gradients are those of the whole batch, unless batch normalization is trained, which sees each part alone.",
+        Number(minimum=1),
+    ),
+    Key(
+        "SOLVER.ON_NONFINITE",
+        "stop",
+        "What happens at a step whose losses or gradients are NaN or infinite. Either way, nonfinite_ITERATION.json in "
+        "OUTPUT_DIR describes it: the names of its images, their boxes, losses, learning rate and gradient norms.",
+        OneOf(
+            {
+                "stop": "The training ends, on all processes, with one line.",
+                "skip": "The step is left out: weights and running statistics stay as they were before it.",
+            }
+        ),
+    ),
+    Key(
+        "SOLVER.MAX_NONFINITE_STEPS",
+        10,
+        "The number of steps in a row that SOLVER.ON_NONFINITE skip leaves out. The next one ends the training.",
+        Number(minimum=1),
+    ),
+    Key(
+        "SOLVER.EMA.ENABLED",
+        False,
+        "Whether an exponential moving average of the weights is kept, evaluated and saved beside them.",
+    ),
+    Key(
+        "SOLVER.EMA.DECAY",
+        0.9998,
+        "The decay of the moving average per step. After n steps it is at most (1 + n) / (10 + n).",
+        Number(minimum=0, below=1),
+    ),
+    Key(
+        "SOLVER.AMP.DTYPE",
+        "auto",
+        "The data type of mixed precision in training, which SOLVER.AMP.ENABLED switches on.",
+        _DTYPES,
+    ),
+)
+
+TEST_KEYS = (
+    Key("TEST.AMP.ENABLED", False, "Whether evaluation and prediction use mixed precision."),
+    Key("TEST.AMP.DTYPE", "auto", "The data type of mixed precision in evaluation and prediction.", _DTYPES),
+)

@@ -1,0 +1,180 @@
+"""Training batches that can be computed again: each one follows from the seed and its iteration.
+
+Detectron2's loader begins with other images after a resume, and its augmentations draw from the state that a worker
+process happens to be in. Here a batch is a function of the seed, the iteration, the data set, the batch size, the
+number of processes and the rank. A resumed training therefore continues with the batches that it would have seen,
+although nothing about the loader is saved. The number of workers and what they have loaded ahead have no influence.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.utils import comm
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from clq.errors import UserError
+from clq.utils.random_states import random_states, set_random_states
+
+# The second entry of a key of random states, after the seed. It tells the uses of random numbers apart.
+SAMPLE, STEP, SAMPLER = 0, 1, 2
+
+
+class TrainLoader:
+    """An infinite iterable of batches, each a list of what the mapper returns.
+
+    The indices come from a sampler of Detectron2's and keep its order. They are numbered by their position in the
+    stream that all processes share, and grouped into batches before any image is read. The mapper then runs with
+    random states that are set from the seed and the position of its sample.
+
+    Attributes:
+        seed: seed of the order and of the augmentations; the same in all processes.
+        start: iteration of the first batch of an iterator. The iterator reads it, like the seed, when its first batch
+            is asked for. To reach it, indices are drawn and dropped; no image is read.
+        worker_init_fn: function called with the number of a worker when it starts, or None.
+        digest: digest of the image files in their order, to recognise the data set by.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict] | Any,
+        mapper: Callable[[dict], dict],
+        build_sampler: Callable[[int, Dataset], Iterable[int]],
+        *,
+        seed: int,
+        batch_size: int,
+        group_by_shape: bool,
+        num_workers: int = 0,
+    ):
+        """Initializes the loader.
+
+        Args:
+            records: records in Detectron2's format.
+            mapper: turns a record into the input of the model.
+            build_sampler: returns the infinite indices of this process for a seed and the data set, which holds the
+                records. Numpy's random state, from which Detectron2's samplers draw, is set from the seed.
+            seed: as the attribute.
+            batch_size: number of images in a batch of this process.
+            group_by_shape: whether a batch holds only images that are wider than high, or none of them. An image
+                without a size in its record counts as one that is not wider.
+            num_workers: number of processes that load images; 0 loads them in this one.
+        """
+        entries = [records[i] for i in range(len(records))]
+        wide = (group_by_shape and r.get("width", 0) > r.get("height", 0) for r in entries)
+        self._groups = bytes(wide)  # one byte per record, 0 or 1
+        self.digest = hashlib.sha256("\n".join(str(r.get("file_name")) for r in entries).encode()).hexdigest()
+        # As in Detectron2: the records are kept in one block of bytes, which worker processes share.
+        self._dataset: Any = DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        self._mapper = mapper
+        self._build_sampler = build_sampler
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self.seed = seed
+        self.start = 0
+        self.worker_init_fn: Callable[[int], None] | None = None
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        # A generator: its body runs when the first batch is asked for. Detectron2 0.6 calls iter() before the trainer
+        # has loaded the checkpoint that sets seed and start.
+        batches = itertools.islice(self._batches(), self.start, None)
+        loader = DataLoader(
+            _Samples(self._dataset, self._mapper, self.seed),
+            batch_size=None,  # workers load single images, as in Detectron2, and the batches are put together here
+            sampler=itertools.chain.from_iterable(batches),
+            num_workers=self._num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=self.worker_init_fn,
+            generator=Generator(),  # or the loader would draw from the default generator, which the model uses
+        )
+        samples = iter(loader)
+        while True:
+            yield list(itertools.islice(samples, self._batch_size))
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        """All batches of this process from iteration 0 on, as (position, index) pairs."""
+        with random_states(self.seed, SAMPLER):
+            indices = iter(self._build_sampler(self.seed, self._dataset))
+        positions = itertools.count(comm.get_rank(), comm.get_world_size())
+        return group_samples(zip(positions, indices, strict=False), self._groups, self._batch_size)
+
+
+def group_samples(
+    samples: Iterable[tuple[int, int]], groups: bytes, batch_size: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Collects samples of one group into batches, as Detectron2's ``AspectRatioGroupedDataset`` does with images.
+
+    Args:
+        samples: (position, index) pairs.
+        groups: group of each index, 0 or 1.
+        batch_size: number of samples in a batch.
+
+    Yields:
+        The next batch that is complete.
+    """
+    waiting: tuple[list[tuple[int, int]], ...] = ([], [])
+    for sample in samples:
+        batch = waiting[groups[sample[1]]]
+        batch.append(sample)
+        if len(batch) == batch_size:
+            yield batch[:]
+            batch.clear()
+
+
+class _Samples(Dataset):
+    """Maps the record of an index with the random states of its position."""
+
+    def __init__(self, dataset: Dataset, mapper: Callable[[dict], dict], seed: int):
+        self._dataset = dataset
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict:
+        # A sample that is to be skipped has to be replaced here, by the record of an index that is drawn with the
+        # states of its position: the replacement then follows from the seed and the position, too.
+        position, index = sample
+        key = self._seed, SAMPLE, position
+        if get_worker_info() is not None:  # nothing else runs in a worker, so its states need not be restored
+            set_random_states(*key)
+            return self._mapper(self._dataset[index])
+        with random_states(*key):
+            return self._mapper(self._dataset[index])
+
+
+def _unchanged(sample: Any) -> Any:
+    return sample
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoader:
+    """Builds the loader of ``DATASETS.TRAIN``, with the sampler of ``DATALOADER.SAMPLER_TRAIN``.
+
+    With ``SEED`` -1 a seed is drawn.
+
+    Raises:
+        UserError: a data set has no indices.
+    """
+    later = object()  # the sampler: it is not built yet, because a resumed training may set another seed
+    parts = build_detection_train_loader.from_config(cfg, mapper=mapper, sampler=later)
+    if isinstance(parts["dataset"], IterableDataset):
+        raise UserError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
+        )
+
+    def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
+        seeded = cfg.clone()
+        seeded.defrost()
+        seeded.SEED = seed  # some samplers of Detectron2 main read it
+        return build_detection_train_loader.from_config(seeded, mapper=mapper, dataset=dataset)["sampler"]
+
+    return TrainLoader(
+        parts["dataset"],
+        mapper,
+        build_sampler,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        batch_size=parts["total_batch_size"] // comm.get_world_size(),
+        group_by_shape=parts["aspect_ratio_grouping"],
+        num_workers=parts["num_workers"],
+    )

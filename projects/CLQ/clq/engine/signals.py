@@ -1,0 +1,219 @@
+"""Signals that ask a process to end: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (both of which SLURM can send).
+
+During a training they are deferred: the step is finished, a checkpoint is written, and :class:`clq.errors.Interrupted`
+ends the process. At any other time they raise it at once. A second signal does not wait for either. Workers of data
+loaders, to which a terminal or SLURM sends the same signals, go on until their process ends them.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from clq.errors import Interrupted, signal_name
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+# torchrun, SLURM and a terminal may each pass on the same signal, so that a process receives it several times.
+_SECONDS_OF_ONE_SIGNAL = 1.0
+
+_Loader = TypeVar("_Loader", bound=Iterable)
+
+
+class InterruptedAtOnce(Interrupted):
+    """A signal that was not deferred. Nothing has been saved because of it.
+
+    Args:
+        signum: number of the signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signum, f"{signal_name(signum)}: ended before it was done; the same command starts again.")
+
+
+class _Handlers:
+    """The handlers of one process; see :func:`stop_signals`."""
+
+    def __init__(self, second_ends_process: bool):
+        self.received = 0  # number of the first signal
+        self.deferred = False
+        self._since = 0.0  # time of the first signal
+        self._second_ends_process = second_ends_process
+        self._previous: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        # A signal that is ignored, as SIGINT is in a shell's background jobs, stays ignored.
+        self._previous = {s: signal.getsignal(s) for s in STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        with contextlib.ExitStack() as stack:
+            if self._second_ends_process:
+                stack.enter_context(self._watching())
+            for signum, handler in self._previous.items():
+                # None: a handler that was not installed from Python, and cannot be restored
+                stack.callback(signal.signal, signum, signal.SIG_DFL if handler is None else handler)
+                signal.signal(signum, self._handle)
+            yield
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Runs between two instructions of the main thread."""
+        if not self.received:
+            self.received, self._since = signum, time.monotonic()
+            if not self.deferred:
+                raise InterruptedAtOnce(signum)
+        elif not self._second_ends_process and time.monotonic() - self._since > _SECONDS_OF_ONE_SIGNAL:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Has a thread watch for the second signal.
+
+        The main thread may be in a backward pass, or wait for another process, for long before it runs a handler.
+        Python writes the number of each signal to a socket at once.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        watcher = threading.Thread(target=self._watch, args=(reader,), name="stop signals", daemon=True)
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        watcher.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            writer.send(b"\0")  # no signal. Closing is not enough, because child processes have the socket too.
+            watcher.join()
+            reader.close()
+            writer.close()
+
+    def _watch(self, reader: socket.socket) -> None:
+        first, since = 0, 0.0
+        while (signum := reader.recv(1)[0]) != 0:
+            if signum not in self._previous:
+                continue
+            if not first:
+                first, since = signum, time.monotonic()
+            elif time.monotonic() - since > _SECONDS_OF_ONE_SIGNAL:
+                _end_process(first, signum)
+
+
+def _end_process(first: int, second: int) -> None:
+    """Ends this process and its children without returning to what they do."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    line = f"{sys.argv[0]}: {signal_name(second)} again: ended at once, without a checkpoint.\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+    os._exit(128 + first)
+
+
+_active: _Handlers | None = None  # handlers of this process
+
+
+@contextlib.contextmanager
+def stop_signals(*, second_ends_process: bool = False) -> Iterator[None]:
+    """A context, or a decorator, in which :data:`STOP_SIGNALS` raise :class:`~clq.errors.Interrupted`.
+
+    Only a main thread can receive signals: in other threads, and inside another such context, this does nothing. The
+    handlers that were installed before are restored at the end.
+
+    Args:
+        second_ends_process: whether a second signal ends the process and its children at once, as on a command line.
+            Otherwise it raises, as in a notebook. One that follows the first within a second counts as the first.
+    """
+    global _active
+    if _active is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _active = _Handlers(second_ends_process)
+    try:
+        with _active.installed():
+            yield
+    finally:
+        _active = None
+
+
+@contextlib.contextmanager
+def deferred(defer: bool = True) -> Iterator[None]:
+    """A context in which signals are only recorded, for :func:`received`.
+
+    Args:
+        defer: False for a part of such a context in which they raise again, one received before at its beginning.
+    """
+    handlers = _active
+    if handlers is None:
+        yield
+        return
+    before, handlers.deferred = handlers.deferred, defer
+    try:
+        if handlers.received and not defer:
+            raise InterruptedAtOnce(handlers.received)
+        yield
+    finally:
+        handlers.deferred = before
+
+
+def received() -> int:
+    """Number of the signal that this process has received, or 0."""
+    return _active.received if _active is not None else 0
+
+
+def shield_workers(loader: _Loader) -> _Loader:
+    """Makes the workers of a data loader ignore the signals that a terminal or SLURM sends to all processes of a job.
+
+    They end when their own process tells them to, with SIGTERM or otherwise, and when it is gone.
+
+    Args:
+        loader: torch's DataLoader, or one that keeps it as ``dataset``, as Detectron2's do. Its workers must not have
+            started.
+
+    Returns:
+        The same loader.
+    """
+    inner = loader
+    while not isinstance(inner, DataLoader):
+        inner = inner.dataset  # type: ignore[attr-defined]
+    inner.worker_init_fn = functools.partial(_start_worker, inner.worker_init_fn)
+    return loader
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepares a worker of a data loader as :func:`shield_workers` does, for ``worker_init_fn``."""
+    _start_worker(None, worker_id)
+
+
+def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    if init is not None:
+        init(worker_id)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    others = {s for s in STOP_SIGNALS if s != signal.SIGINT}
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where these end a worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, others)
+        threading.Thread(target=_end_for_parent, args=(others,), daemon=True).start()
+
+
+def _end_for_parent(signals: set[int]) -> None:
+    while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _reset_in_child() -> None:
+    """A forked process leaves the signals to its parent until it has handlers of its own."""
+    global _active
+    if _active is not None:
+        signal.set_wakeup_fd(-1)
+        for signum in _active._previous:
+            signal.signal(signum, signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL)
+        _active = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,0 +1,83 @@
+"""What wins over what in a config, and each mistake in one line that names what is at fault."""
+
+import clq
+import pytest
+
+CPU = ["MODEL.DEVICE", "cpu"]
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_base(write):
+    write(
+        base="VERSION: 2\nMODEL: {CLQ: {TOPK: 5, NUM_CONVS: 3, CONV_DIM: 96}}",
+        own="_BASE_: base.yaml\nMODEL: {CLQ: {TOPK: 6, NUM_CONVS: 2}}",
+    )
+    c = clq.setup_cfg("own.yaml", ["MODEL.CLQ.TOPK", "7", *CPU]).MODEL.CLQ
+    assert (c.TOPK, c.NUM_CONVS, c.CONV_DIM, c.NMS_THRESH) == (7, 2, 96, 0.6)
+
+
+@pytest.mark.parametrize("value", ["['p3', 'p4']", ["p3", "p4"], ("p3", "p4")])
+def test_an_override_may_be_text_or_what_it_stands_for(value):
+    assert clq.setup_cfg(None, ("MODEL.CLQ.IN_FEATURES", value, *CPU)).MODEL.CLQ.IN_FEATURES == ["p3", "p4"]
+
+
+def test_a_config_saved_while_clq_followed_the_papers_text_means_what_it_meant(write, caplog, refusal):
+    cls = "QUALITY: {NAME: iou, TARGET: pred_box}, ALIGN: {NAME: learned}, BOX: {CODING: delta, WEIGHT_BY: none}"
+    write(own="MODEL: {CLQ: {" + cls + "}}\nVERSION: 2", now="MODEL: {CLQ: {QUALITY: {NAME: iou}}}\nVERSION: 2")
+    c = clq.setup_cfg("own.yaml", CPU).MODEL.CLQ
+    assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("reg", 1, 0.0)
+    assert (c.BOX.CODING, c.BOX.WEIGHT_FLOOR, c.TOPK_COUNTS) == ("delta", 1.0, "pairs")
+    assert "TARGET" not in c.QUALITY and "own.yaml: saved by an older version" in caplog.text
+    c = clq.setup_cfg("now.yaml", CPU).MODEL.CLQ
+    assert (c.QUALITY.TOWER, c.ALIGN.OFFSET_GROUPS, c.ALIGN.GRADIENT) == ("cls", 4, 1.0)
+    write(both="_BASE_: now.yaml\nMODEL: {CLQ: {QUALITY: {TARGET: anchor, TOWER: cls}}}\nVERSION: 2")
+    assert "both.yaml: the config key MODEL.CLQ.QUALITY.TARGET does not exist any more" in refusal("both.yaml")
+    assert "MODEL.CLQ.QUALITY.TOWER" in refusal(None, ["MODEL.CLQ.QUALITY.TARGET", "pred_box"])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("MODEL: {CLQ: {TOPKK: 3}}\nVERSION: 2", "no config key MODEL.CLQ.TOPKK; did you mean MODEL.CLQ.TOPK"),
+        (
+            "MODEL: {CLQ: {TOPK: nine}}\nVERSION: 2",
+            "MODEL.CLQ.TOPK must be of type int, such as 9; this is of type str",
+        ),
+        ("MODEL: {CLQ: }\nVERSION: 2", "MODEL.CLQ is a group of keys (NUM_CLASSES, "),
+        ("MODEL: [", "not valid yaml"),
+        (b"\xff\xfe\x00", "not valid yaml"),
+        ("", "not nested KEY: value pairs"),
+        ("- MODEL", "not nested KEY: value pairs"),
+        ("MODEL: !!python/tuple [a]", "only plain yaml is read"),
+        ("_BASE_: gone.yaml", "gone.yaml cannot be read"),
+        ("_BASE_: ./", "cannot be read"),
+        ("_BASE_: own.yaml", "is its own _BASE_"),
+        ("_BASE_: 3", "not nested KEY: value pairs"),
+        ("VERSION: 3", "Cannot merge a v3 config"),
+    ],
+)
+def test_a_broken_file_is_refused(write, content, message, refusal):
+    write(own=content)
+    said = refusal("own.yaml")
+    assert said.startswith("own.yaml: ") and message in said
+
+
+@pytest.mark.parametrize("tag", ["_BASE_: evil.yaml", "MODEL: !!python/object/apply:os.mkdir [made]"])
+def test_nothing_in_a_file_or_its_base_executes(write, tmp_path, tag, refusal):
+    write(own=tag, evil="MODEL: !!python/object/apply:os.mkdir [made]")
+    assert "only plain yaml is read" in refusal("own.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.WEIGHTS"], "in pairs, KEY VALUE; got 1 words: MODEL.WEIGHTS"),
+        (["MODEL.CLQ.TOPK", 9, 3], "got 3 words: MODEL.CLQ.TOPK 9 3"),
+        (["MODEL.CLQ.TOPK.X", "3"], "no config key MODEL.CLQ.TOPK.X; did you mean MODEL.CLQ.TOPK"),
+        ([3, "3"], "no config key 3"),
+        (["MODEL.CLQ.BOX.LOSS_WEIGHT", "2"], "must be of type float, such as 2.0; this is of type int"),
+        (["MODEL.CLQ", "2"], "MODEL.CLQ is a group of keys"),
+    ],
+)
+def test_a_broken_override_is_refused(opts, message, refusal):
+    assert message in refusal(None, opts)
