@@ -10,8 +10,13 @@ the detector (all keys that choose one, such as MODEL.CLQ.TOWERS, ASSIGN, BOX, C
 variants differ in nothing else. A variant of configs/comparison sets its meta-architecture, its pyramid and the keys
 of its heads; it is trained with the study's learning rate unless the variant overrides SOLVER.BASE_LR.
 
-A second call continues incomplete trainings from their last checkpoints. The tool writes table.md, results.json and
-losses.png for the variants that are complete, beside the trainings. The exit status is 1 if a training failed.
+The last column of the table is the AP minus that of --reference, paired by images and seeds, with the 95% interval of
+a bootstrap over both; forest.png shows it. The matches of each run are stored in its matches.npz, from which
+tools/compare.py makes such comparisons again.
+
+A second call continues incomplete trainings from their last checkpoints. The tool writes table.md, results.json,
+losses.png and forest.png for the variants that are complete, beside the trainings. The exit status is 1 if a training
+failed.
 """
 
 import argparse
@@ -21,6 +26,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import clq
@@ -33,6 +39,9 @@ from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.metrics import METRICS, box_metrics
 from clq.experiments.ablation import differences, markdown_table, metric_cells, parse_study_variant
+from clq.experiments.bootstrap import Difference, compare
+from clq.experiments.comparison import cached_matches, check_reference, interval_cell, what_is_needed
+from clq.experiments.forest_plot import draw_forest
 from clq.experiments.runs import Run, loss_curves, train_all
 from clq.inference.predictor import Predictor
 from clq.utils.cli import Variant, count, positive, run_cli
@@ -56,6 +65,10 @@ def parse_args(argv=None):
     parser.add_argument("--jobs", type=positive, help="trainings at a time; default: the number of GPUs, or 1")
     parser.add_argument(
         "--speed-images", type=count, default=10, help="test images on which speed is measured; 0: none; default: 10"
+    )
+    parser.add_argument("--reference", metavar="NAME", help="variant to compare the others with; default: the first")
+    parser.add_argument(
+        "--half-width", type=float, default=0.7, help="half-width of the wanted intervals; default: 0.7"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all: KEY VALUE ...")
     return parser.parse_args(argv)
@@ -84,9 +97,34 @@ def make_runs(variants: Sequence[Variant], args) -> dict[str, list[Run]]:
 
 def measure(run: Run, cfg) -> dict[str, float]:
     """Metrics of a finished run on the first test set."""
-    dataset = cfg.DATASETS.TEST[0]
-    results = run.folder / "inference" / dataset / "coco_instances_results.json"
-    return box_metrics(MetadataCatalog.get(dataset).json_file, str(results), cfg.TEST.DETECTIONS_PER_IMAGE)
+    annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
+    return box_metrics(annotations, str(results_of(run, cfg)), cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def results_of(run: Run, cfg) -> Path:
+    """The file with the detections of a finished run on the first test set."""
+    return run.folder / "inference" / cfg.DATASETS.TEST[0] / "coco_instances_results.json"
+
+
+def differences_from(reference: str, runs: dict[str, list[Run]], configs, args) -> dict[str, Difference]:
+    """The AP of each other variant minus that of the reference.
+
+    Draws them, and prints what narrower intervals need.
+    """
+    matches = {}
+    for name, seeds in runs.items():
+        cfg = configs[name]
+        annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
+        matches[name] = {
+            seed: cached_matches(run.folder, annotations, results_of(run, cfg), cfg.TEST.DETECTIONS_PER_IMAGE)
+            for seed, run in zip(dict.fromkeys(args.seeds), seeds, strict=True)
+        }
+    found = compare(matches, reference)
+    if found:
+        draw_forest(found, reference, args.output / "forest.png")
+        images = len(next(iter(matches[reference].values())).image_ids)
+        print("", *what_is_needed(found, reference, args.half_width, images), sep="\n")
+    return found
 
 
 def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[str, float]]:
@@ -146,25 +184,31 @@ def report(runs, configs, args) -> None:
     """Writes and prints the table, and writes the results and the picture of the losses."""
     results = {name: [measure(run, configs[name]) for run in seeds] for name, seeds in runs.items()}
     speed = speeds(runs, configs, args.speed_images) if args.speed_images else {}
+    reference = args.reference if args.reference in runs else next(iter(runs))  # its runs may be incomplete
+    found = differences_from(reference, runs, configs, args)
     lines = []
     for name, measured in results.items():
-        lines.append([name, *metric_cells(measured), *(f"{value:.1f}" for value in speed.get(name, {}).values())])
-    table = markdown_table(["", *METRICS, *next(iter(speed.values()), {})], lines)
+        measures = [*metric_cells(measured), *(f"{value:.1f}" for value in speed.get(name, {}).values())]
+        lines.append([name, *measures, interval_cell(found.get(name))])
+    table = markdown_table(["", *METRICS, *next(iter(speed.values()), {}), f"AP minus {reference}"], lines)
     (args.output / "table.md").write_text(table)
     content = {}
     for name, measured in results.items():
         known = [{k: None if math.isnan(v) else v for k, v in m.items()} for m in measured]  # JSON has no NaN
         content[name] = {"seeds": dict(zip(dict.fromkeys(args.seeds), known, strict=True)), **speed.get(name, {})}
+        if name in found:
+            content[name][f"AP minus {reference}"] = asdict(found[name])
     (args.output / "results.json").write_text(json.dumps(content, indent=1))
     draw_losses(runs, args.output / "losses.png")
     print(f"\n{table}\nMean ± standard deviation over seeds {', '.join(map(str, args.seeds))}.")
-    for name in ("table.md", "results.json", "losses.png"):
+    for name in ("table.md", "results.json", "losses.png", *(["forest.png"] if found else [])):
         print(args.output / name)
 
 
 def main(argv=None) -> int:
     args = parse_args(argv)
     variants = [parse_study_variant(text) for text in args.variants]
+    check_reference(args.reference or variants[0].name, [variant.name for variant in variants])
     runs = make_runs(variants, args)
     study = clq.setup_cfg(args.config_file, args.opts).MODEL.META_ARCHITECTURE
     if study != "CLQ":  # its pyramid would be used for every variant

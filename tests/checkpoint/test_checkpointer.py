@@ -5,11 +5,13 @@ import logging
 import pickle
 from pathlib import Path
 
+import clq
 import pytest
 import torch
 import torchvision
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.errors import UserError
+from detectron2.modeling import build_model
 from tiny_models import tiny_model
 
 
@@ -176,3 +178,24 @@ def test_class_layers_of_separate_heads_are_initialized_too(tmp_path, caplog):
     assert len(warnings) == 1 and "of another shape" not in caplog.text
     assert torch.equal(model.head.heads[1].cls_logits.weight, before)
     assert torch.equal(model.head.heads[1].box_pred.weight, weights["head.heads.1.box_pred.weight"])
+
+
+NANODET = str(Path(__file__).parents[2] / "configs/NANODET/nanodet_m_320.yaml")
+
+
+def shufflenet(norm):
+    opts = ["MODEL.SHUFFLENET.NAME", "shufflenet_v2_x0_5", "MODEL.SHUFFLENET.NORM", norm, "MODEL.CLQ.NUM_CLASSES", 3]
+    return build_model(clq.setup_cfg(NANODET, [*opts, "DATASETS.TRAIN", [], "MODEL.DEVICE", "cpu"]))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_frozen_norms_take_the_weights_of_norms_that_learned(strict, tmp_path):
+    path, learned, model = str(tmp_path / "learned.pth"), shufflenet("BN").state_dict(), shufflenet("FrozenBN")
+    norms = {key.rpartition(".")[0] for key in learned if key.startswith("backbone") and key.endswith("running_var")}
+    for key in learned:
+        if key.rpartition(".")[0] in norms and learned[key].is_floating_point():
+            learned[key].uniform_(0.5, 1.5)
+    torch.save({"model": learned}, path)
+    Checkpointer(model, strict=strict).load(path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, learned[key]), key

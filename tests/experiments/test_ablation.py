@@ -159,13 +159,27 @@ def test_the_tool_trains_what_is_incomplete_and_compares_what_is_complete(
     assert set(re.findall(r"(\w+)/seed_4: started", out)) == {"CLQ", "Faster_R_CNN"}  # ATSS is complete
     table = (tmp_path / "table.md").read_text()
     for name in ("ATSS", "CLQ", "Faster R-CNN"):
-        assert re.search(rf"^\| {name} \|(.*\|){{11}}$", table, re.M)
+        assert re.search(rf"^\| {name} \|(.*\|){{12}}$", table, re.M)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["CLQ"]["images/s"] > 0
     flops = [results[name]["GFLOPs (multiply-adds, 96x96)"] * 1e9 for name in ("ATSS", "CLQ")]
     # On 12x12 + 6x6 + 3x3 locations the alignment, its offsets in four groups, and 17 bins a side for one delta.
     assert flops[1] - flops[0] == pytest.approx(189 * (32 * 32 * 9 + 4 * 4 * 18 + 32 * 9 * 4 * 16))
     assert (tmp_path / "losses.png").stat().st_size > 10000
+    assert (tmp_path / "forest.png").stat().st_size > 1000
+    difference, aps = results["CLQ"]["AP minus ATSS"], [results[v]["seeds"]["4"]["AP"] for v in ("ATSS", "CLQ")]
+    assert difference["value"] == pytest.approx(aps[1] - aps[0])
+    assert difference["low"] <= difference["value"] <= difference["high"] and difference["seeds"] == 1
+    assert re.search(r"^CLQ - ATSS: ±\d+\.\d\d AP with 1 seed\(s\), of the images alone", out, re.M)
+    assert "AP minus ATSS" not in results["ATSS"]
 
-    assert run("tools/ablate.py", *argv, *variants, *opts) == 0
+    assert run("tools/ablate.py", *argv, *variants, "--reference", "CLQ", *opts) == 0
     assert "started" not in capsys.readouterr().out
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["ATSS"]["AP minus CLQ"]["value"] == pytest.approx(-difference["value"])
+
+
+def test_a_reference_that_is_not_a_variant_is_refused(tiny, tmp_path, run, capsys):
+    argv = ["--config-file", tiny, "--output", tmp_path / "out", "--reference", "GFL", "--variants", f"CLQ={CLQ}"]
+    assert run("tools/ablate.py", *argv) == 2
+    assert "--reference GFL: not one of CLQ." in capsys.readouterr().err

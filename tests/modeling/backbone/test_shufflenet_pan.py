@@ -59,6 +59,38 @@ def test_every_activation_is_the_one_asked_for():
     assert len(kinds["relu"]) == len(kinds["leaky_relu"]) == 1 + 3 * 3 + 2 * 13
 
 
+def test_frozen_norms_keep_what_was_loaded_while_the_convolutions_learn():
+    torch.manual_seed(0)
+    opts = [*PAN, *STAGES, "MODEL.SHUFFLENET.NAME", "shufflenet_v2_x0_5", "MODEL.SHUFFLENET.NORM"]
+    learning = build_backbone(clq.setup_cfg(None, [*opts, "BN"]))
+    for module in learning.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    frozen = build_backbone(clq.setup_cfg(None, [*opts, "FrozenBN"]))
+    found = frozen.load_state_dict(learning.state_dict(), strict=False)
+    assert not found.missing_keys
+    assert all(key.endswith(".num_batches_tracked") for key in found.unexpected_keys)
+
+    # In training it computes what batch norms compute in evaluation, whatever is in the batch.
+    images = 3 + 2 * torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = learning.eval()(images)
+    frozen.train()
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    out = frozen(images)
+    for level, feature in out.items():
+        torch.testing.assert_close(feature, expected[level], rtol=1e-4, atol=1e-4)
+    sum(x.square().mean() for x in out.values()).backward()
+    torch.optim.SGD(frozen.parameters(), lr=0.1).step()
+
+    convolutions = {name for name, module in frozen.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    changed = {name.rpartition(".")[0] for name, value in frozen.state_dict().items() if not value.equal(before[name])}
+    assert changed == convolutions
+
+
 class Constants(Backbone):
     """Three levels of 4x4, 2x2 and 1x1 cells, each of one channel and one value."""
 
@@ -111,7 +143,8 @@ def test_from_a_config_every_parameter_learns(stem):
     [
         ("SHUFFLENET.NAME", "resnet50", "resnet50: not one of shufflenet_v2_x0_5"),
         ("SHUFFLENET.ACTIVATION", "gelu", "gelu: not one of relu, leaky_relu"),
-        ("BACKBONE.FREEZE_AT", 2, "a ShuffleNet is trained as a whole"),
+        ("SHUFFLENET.NORM", "GN", "MODEL.SHUFFLENET.NORM GN: not one of BN, FrozenBN"),
+        ("BACKBONE.FREEZE_AT", 2, "all convolutions of a ShuffleNet are trained"),
         ("FPN.IN_FEATURES", ["res3"], "name some of stem, stage2, stage3, stage4, in this order"),
         ("FPN.IN_FEATURES", ["stage3", "stage2"], "in this order"),
         ("FPN.IN_FEATURES", [], "name some of"),

@@ -203,8 +203,8 @@ class Checkpointer(DetectionCheckpointer):
                 "trained with."
             )
         self._check_classes(found)
-        # Old checkpoints have the pixel statistics, which the config decides.
-        unknown = [k for k in found.unexpected_keys if not k.startswith("pixel_")]
+        # Old checkpoints have the pixel statistics, which the config decides. Frozen norms count no batches.
+        unknown = [k for k in found.unexpected_keys if not re.search(r"^pixel_|\.num_batches_tracked$", k)]
         mismatch = Mismatch(found.missing_keys, unknown, found.incorrect_shapes)
         if self.strict:
             self._check_whole_model(mismatch)

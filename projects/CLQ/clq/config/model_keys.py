@@ -22,6 +22,17 @@ BACKBONE_KEYS = (
         ),
     ),
     Key(
+        "MODEL.SHUFFLENET.NORM",
+        "BN",
+        "The normalisation layers of the ShuffleNet.",
+        OneOf(
+            {
+                "BN": "Batch normalisation that is trained. Batches should not be small.",
+                "FrozenBN": "The running statistics and affine parameters of MODEL.WEIGHTS, kept as they are.",
+            }
+        ),
+    ),
+    Key(
         "MODEL.SHUFFLENET.ACTIVATION",
         "relu",
         "The activation function of the ShuffleNet.",

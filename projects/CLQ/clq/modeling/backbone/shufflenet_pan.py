@@ -5,7 +5,7 @@ from functools import partial
 from typing import cast
 
 import torchvision
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +15,8 @@ from clq.errors import UserError
 _STRIDES = {"stem": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 # Names of MODEL.SHUFFLENET.ACTIVATION.
 _ACTIVATIONS = {"relu": None, "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True)}
+# Names of MODEL.SHUFFLENET.NORM.
+_NORMS = "BN", "FrozenBN"
 SHUFFLENETS = "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
 
 
@@ -25,11 +27,21 @@ class ShuffleNetV2(Backbone):
         name: name of the network, one of :data:`SHUFFLENETS`.
         last: name of the coarsest feature; later stages are not built.
         activation: function that makes the module in place of each ReLU, or None for ReLU itself.
+        frozen_norms: whether the running statistics and the affine parameters of the batch norms keep the values that
+            are loaded, in training too.
     """
 
-    def __init__(self, name: str, last: str = "stage4", activation: Callable[[], nn.Module] | None = None):
+    def __init__(
+        self,
+        name: str,
+        last: str = "stage4",
+        activation: Callable[[], nn.Module] | None = None,
+        frozen_norms: bool = False,
+    ):
         super().__init__()
         net = torchvision.models.get_model(name, weights=None)
+        if frozen_norms:
+            net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
         if activation is not None:
             for parent in list(net.modules()):
                 for key, child in list(parent.named_children()):
@@ -110,11 +122,12 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     """Builds ``MODEL.SHUFFLENET.NAME`` with a :class:`LitePAN` on ``MODEL.FPN.IN_FEATURES``.
 
-    All of its parameters are trained, batch norms included, so batches should not be small.
+    All convolutions are trained. With ``MODEL.SHUFFLENET.NORM`` BN the batch norms are trained too, and batches should
+    not be small; with FrozenBN the norms keep the values of ``MODEL.WEIGHTS``.
 
     Raises:
-        UserError: there is no such network or feature, the config freezes a part, sets a norm or a fusion that this
-            pyramid does not have, or uses other levels than the pyramid has.
+        UserError: there is no such network, norm or feature, the config freezes convolutions, sets a norm or a fusion
+            that this pyramid does not have, or uses other levels than the pyramid has.
     """
     name, features = cfg.MODEL.SHUFFLENET.NAME, list(cfg.MODEL.FPN.IN_FEATURES)
     if name not in SHUFFLENETS:
@@ -122,9 +135,12 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
     activation = cfg.MODEL.SHUFFLENET.ACTIVATION
     if activation not in _ACTIVATIONS:
         raise UserError(f"MODEL.SHUFFLENET.ACTIVATION {activation}: not one of {', '.join(_ACTIVATIONS)}.")
+    if cfg.MODEL.SHUFFLENET.NORM not in _NORMS:
+        raise UserError(f"MODEL.SHUFFLENET.NORM {cfg.MODEL.SHUFFLENET.NORM}: not one of {', '.join(_NORMS)}.")
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
-            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: a ShuffleNet is trained as a whole; set it to 0."
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}: all convolutions of a ShuffleNet are trained; "
+            "set it to 0."
         )
     if cfg.MODEL.FPN.NORM or cfg.MODEL.FPN.FUSE_TYPE != "sum":
         raise UserError(
@@ -133,7 +149,8 @@ def build_shufflenet_pan_backbone(cfg, input_shape: ShapeSpec) -> LitePAN:
         )
     if not features or features != [f for f in _STRIDES if f in features]:
         raise UserError(f"MODEL.FPN.IN_FEATURES {features}: name some of {', '.join(_STRIDES)}, in this order.")
-    pan = LitePAN(ShuffleNetV2(name, features[-1], _ACTIVATIONS[activation]), features, cfg.MODEL.FPN.OUT_CHANNELS)
+    backbone = ShuffleNetV2(name, features[-1], _ACTIVATIONS[activation], cfg.MODEL.SHUFFLENET.NORM == "FrozenBN")
+    pan = LitePAN(backbone, features, cfg.MODEL.FPN.OUT_CHANNELS)
     if list(cfg.MODEL.CLQ.IN_FEATURES) != list(pan.output_shape()):
         raise UserError(
             f"MODEL.CLQ.IN_FEATURES {cfg.MODEL.CLQ.IN_FEATURES}: the pyramid of {', '.join(features)} has the levels "

@@ -1,0 +1,60 @@
+"""What a study keeps of its runs: small enough for git, and enough to compare variants again without a training."""
+
+import json
+import math
+from pathlib import Path
+from threading import Lock
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from clq.evaluation.metrics import box_metrics
+from clq.experiments.comparison import cached_matches
+from clq.experiments.runs import Run
+
+
+class Store:
+    """A folder with ``VARIANT_seedN.npz`` of each run, and beside it a json file with metrics and settings.
+
+    Args:
+        folder: of the npz files, made where it is missing. The metrics are in ``FOLDER.json``.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.metrics_file = folder, Path(f"{folder}.json")
+        self._lock = Lock()  # trainings end in threads of their own
+
+    def file(self, variant: str, seed: int) -> Path:
+        """Where the matches of a run are, or would be."""
+        return self.folder / f"{''.join(c if c.isalnum() else '_' for c in variant)}_seed{seed}.npz"
+
+    def add(self, variant: str, settings: str, seed: int, run: Run, cfg: CfgNode) -> None:
+        """Keeps a finished run: the matches and COCO's metrics of its first test set.
+
+        Args:
+            variant: its name.
+            settings: of the variant, as on the command line.
+            seed: of the run.
+            run: whose folder holds the results.
+            cfg: of the run.
+        """
+        dataset, most = cfg.DATASETS.TEST[0], cfg.TEST.DETECTIONS_PER_IMAGE
+        annotations = MetadataCatalog.get(dataset).json_file
+        results = run.folder / "inference" / dataset / "coco_instances_results.json"
+        metrics = box_metrics(annotations, str(results), most)
+        matches = cached_matches(run.folder, annotations, results, most)
+        with self._lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = json.loads(self.metrics_file.read_text()) if self.metrics_file.is_file() else {}
+            entry = content.setdefault(variant, {"settings": settings, "seeds": {}})
+            entry["settings"] = settings
+            # json has no nan
+            entry["seeds"][str(seed)] = {k: None if math.isnan(v) else round(v, 4) for k, v in metrics.items()}
+            _replace(self.metrics_file, json.dumps(content, indent=1))
+            matches.save(str(self.file(variant, seed)))  # last: what has this file is kept whole
+
+
+def _replace(path: Path, text: str) -> None:
+    whole = path.with_suffix(".tmp")  # what is stopped while it writes leaves no half of it
+    whole.write_text(text)
+    whole.replace(path)

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+from clq.evaluation.matches import average_precision
+from clq.experiments.comparison import stored_matches
+from clq.experiments.store import Store
+
+ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, capsys):
+    store = tmp_path / "kept"
+    argv = ["--config-file", tiny, "--store", store, "--jobs", 2, "--variants", f"ATSS={ATSS}"]
+    opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
+    others = ["broken=MODEL.CLQ.CLS.LOSS none", f"C L Q={CLQ} MODEL.CLQ.TOPK 5"]
+    assert run("tools/study.py", *argv, others[0], "--seeds", 3, "--output", tmp_path / "first", *opts) == 1
+    out = capsys.readouterr().out
+    assert "0 of 2 runs are in" in out and "broken_seed3: failed, see" in out
+    assert [path.name for path in store.iterdir()] == ["ATSS_seed3.npz"]
+
+    # The folders of the trainings are gone; what was kept is not trained again.
+    assert run("tools/study.py", *argv, others[1], "--seeds", 3, "--output", tmp_path / "second", *opts) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 runs are in" in out and out.count("started") == 1
+    assert sorted(path.name for path in store.iterdir()) == ["ATSS_seed3.npz", "C_L_Q_seed3.npz"]
+
+    metrics = json.loads((tmp_path / "kept.json").read_text())
+    assert list(metrics) == ["ATSS", "C L Q"]
+    assert metrics["C L Q"]["settings"] == f"{CLQ} MODEL.CLQ.TOPK 5 SOLVER.MAX_ITER 2 MODEL.CLQ.SCORE_THRESH 0.001"
+    matches = stored_matches(store.iterdir())
+    for name, stem in (("ATSS", "ATSS"), ("C L Q", "C_L_Q")):
+        (ap,) = average_precision(matches[stem][3])
+        assert metrics[name]["seeds"]["3"]["AP"] == pytest.approx(ap, abs=1e-4)
+        assert Store(store).file(name, 3) == store / f"{stem}_seed3.npz"
