@@ -155,6 +155,7 @@ def test_the_builders_know_no_other_choices(monkeypatch):
     built["MODEL.CLQ.ALIGN.BACKEND"] = {"auto", *BACKENDS}
     built["MODEL.CLQ.QUALITY.TOWER"] = {"cls", "reg"}
     built["MODEL.SHUFFLENET.NAME"] = set(shufflenet_pan.SHUFFLENETS)
+    built["MODEL.SHUFFLENET.NORM"] = set(shufflenet_pan._NORMS)
     built["MODEL.SHUFFLENET.ACTIVATION"] = set(shufflenet_pan._ACTIVATIONS)
     built["MODEL.CLQ.NORM"] = {name for name in (*NORMS, "") if (get_norm(name, 32) is None) == (name == "")}
     assert built == {path: set(choices) for path, choices in CHOICES.items() if path.startswith("MODEL.")}

@@ -10,10 +10,11 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -107,7 +108,8 @@ def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        elastic_launch(config, _start_rank)(main, args)
+        with _handlers_restored():
+            elastic_launch(config, _start_rank)(main, args)
         return 0
     except SignalException as e:  # passed on to the ranks, which have ended
         return 128 + e.sigval
@@ -120,6 +122,18 @@ def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace
                 print(f"{sys.argv[0]}: rank {rank} was ended by {failure.signal_name()}.", file=sys.stderr)
         _, first = e.get_first_failure()
         return first.error_file_data.get("status", max(first.exitcode, 1))
+
+
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Restores the handlers of signals, which torch's launcher replaces for good."""
+    before = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            if handler is not None and signal.getsignal(signum) is not handler:
+                signal.signal(signum, handler)
 
 
 def _processes_per_machine(args: argparse.Namespace, machines: int) -> int:
