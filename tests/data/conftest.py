@@ -5,6 +5,7 @@ import json
 import clq  # noqa: F401  (first, because it makes Detectron2 importable)
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def make(tmp_path):
 
     def write(name, categories=((7, "dog"), (3, "cat")), **changes):
         (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / "a.png").touch()
+        Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.png")
         box = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
         content = {
             "categories": [{"id": i, "name": n} for i, n in categories],
