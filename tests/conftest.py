@@ -15,6 +15,7 @@ from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
 
+
 @pytest.fixture(scope="session", autouse=True)
 def headers_are_remembered_for_this_session_only(tmp_path_factory):
     """Keeps the tests, and the processes that they start, from the user's cache."""

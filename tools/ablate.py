@@ -34,7 +34,7 @@ import torch
 from clq.benchmark.profiling import count_flops, count_parameters
 from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
-from clq.data.images import read_image
+from clq.data.images import read_image, read_options
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.coco import RESULTS_FILE, truth_file
@@ -140,7 +140,7 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
         predictors[name] = Predictor(configs[name])
     cfg = next(iter(configs.values()))
     records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count)
-    images = [read_image(record["file_name"], cfg.INPUT.FORMAT) for record in records]
+    images = [read_image(record["file_name"], cfg.INPUT.FORMAT, **read_options(cfg)) for record in records]
     height, width = next(iter(predictors.values())).resize(images[0]).shape[:2]
     seconds = {name: [] for name in runs}
     for image in images[:1] + images:  # the first pass is a warm-up and is not counted

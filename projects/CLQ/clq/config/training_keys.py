@@ -39,6 +39,12 @@ DATA_KEYS = (
         "[{name: NAME, json: FILE, images: FOLDER}, ...]. Paths are relative to the working directory.",
     ),
     Key(
+        "DATASETS.MAX_JSON_MIB",
+        2048.0,
+        "The upper bound on the size of a json file of annotations in MiB, checked before it is read.",
+        Number(above=0),
+    ),
+    Key(
         "DATASETS.TRAIN_REPEAT_FACTOR",
         [],
         "For Detectron2's weighted samplers: a list of [name, factor]. The images of this training set are drawn more "

@@ -150,9 +150,9 @@ def _check_one(name: str, cfg: CfgNode) -> Summary:
 def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> dict[str, int]:
     """Checks the files of images; returns the size in bytes of each that can be used, by path."""
     root, good = MetadataCatalog.get(findings.name).image_root, {}
-    names = [image["file_name"] for image in images]
-    for image, header in zip(images, read_headers(root, names, cfg.INPUT.MAX_MEGAPIXELS), strict=True):
-        path = os.path.join(root, image["file_name"])
+    paths = [os.path.join(root, image["file_name"]) for image in images]
+    headers = read_headers(root, paths, cfg.INPUT.MAX_MEGAPIXELS)
+    for image, path, header in zip(images, paths, headers, strict=True):
         if isinstance(header, Header):
             if (header.width, header.height) == (image["width"], image["height"]):
                 if path in good:

@@ -1,6 +1,7 @@
 """The headers of all image files of a data set, read in parallel and remembered."""
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -35,15 +36,15 @@ class Header(NamedTuple):
     num_bytes: int
 
 
-def read_headers(folder: str, file_names: Sequence[str], max_megapixels: float) -> list[Header | str]:
+def read_headers(folder: str, paths: Sequence[str], max_megapixels: float) -> list[Header | str]:
     """Reads the headers of image files, except of those that it remembers and that have not changed since.
 
     A file is the same if its path, its size and its time of modification are. What is remembered is in
     :func:`cache_folder`, in one file for each folder of images.
 
     Args:
-        folder: folder that the names of the files are relative to.
-        file_names: names of the N files.
+        folder: folder of the data set, by which is remembered what has been read.
+        paths: paths of the N files.
         max_megapixels: as in :func:`~clq.data.images.read_size`.
 
     Returns:
@@ -52,15 +53,14 @@ def read_headers(folder: str, file_names: Sequence[str], max_megapixels: float) 
     cache = _Cache(folder)
     known: dict[int, Header | str] = {}
     unread: list[tuple[int, str, tuple[int, int]]] = []
-    for i, name in enumerate(file_names):
-        path = os.path.join(folder, name)
+    for i, path in enumerate(paths):
         try:
             status = os.stat(path)
         except (OSError, ValueError) as e:  # a name with characters that no file can have
             known[i] = f"cannot be opened ({getattr(e, 'strerror', None) or e})"
             continue
         stamp = status.st_mtime_ns, status.st_size
-        size = cache.get(name, stamp)
+        size = cache.get(path, stamp)
         if size is not None and size[0] * size[1] <= max_megapixels * 1e6:
             known[i] = Header(*size, status.st_size)
         else:
@@ -69,10 +69,10 @@ def read_headers(folder: str, file_names: Sequence[str], max_megapixels: float) 
         if isinstance(result, str):
             known[i] = result
         else:
-            cache.add(file_names[i], stamp, result)
+            cache.add(paths[i], stamp, result)
             known[i] = Header(*result, stamp[1])
     cache.save()
-    return [known[i] for i in range(len(file_names))]
+    return [known[i] for i in range(len(paths))]
 
 
 def cache_folder() -> str:
@@ -111,21 +111,23 @@ class _Cache:
             with open(self._path, encoding="utf-8") as f:
                 content = json.load(f)
             if content["version"] == _VERSION and content["folder"] == self._folder:
-                self._files = content["files"]
+                numbers = list(itertools.chain.from_iterable(content["files"].values()))
+                if {type(n) for n in numbers} <= {int} and {len(f) for f in content["files"].values()} <= {4}:
+                    self._files = content["files"]
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
+        except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError) as e:
             logger.info("%s: cannot be used (%s); the headers of all images are read again", self._path, e)
 
-    def get(self, name: str, stamp: tuple[int, int]) -> tuple[int, int] | None:
+    def get(self, path: str, stamp: tuple[int, int]) -> tuple[int, int] | None:
         """(width, height) of a file, unless it is new or its (time of modification, size) has changed."""
-        match self._files.get(name):
-            case [int(modified), int(num_bytes), int(width), int(height)] if (modified, num_bytes) == stamp:
-                return width, height
-        return None
+        known = self._files.get(path)
+        if known is None or known[0] != stamp[0] or known[1] != stamp[1]:
+            return None
+        return known[2], known[3]
 
-    def add(self, name: str, stamp: tuple[int, int], size: tuple[int, int]) -> None:
-        self._files[name] = [*stamp, *size]
+    def add(self, path: str, stamp: tuple[int, int], size: tuple[int, int]) -> None:
+        self._files[path] = [*stamp, *size]
         self._changed = True
 
     def save(self) -> None:

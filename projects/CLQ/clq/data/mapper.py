@@ -1,6 +1,8 @@
 """The mapper that turns a record of a data set into the input of the model."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from fvcore.transforms.transform import CropTransform, TransformList
 
 from clq.data.augmentations import build_augmentations, build_test_augmentations
-from clq.data.images import ImageError, read_image
+from clq.data.images import ImageError, read_image, read_options
 from clq.data.tiling import visible_fraction
 from clq.data.transforms import Warp
 from clq.errors import UserError, blamed_on
@@ -36,7 +38,15 @@ class BoxMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, min_visible: float, skip: bool, **kwargs):
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        min_visible: float,
+        skip: bool = False,
+        read_options: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
         """Initializes the mapper.
 
         Args:
@@ -45,16 +55,22 @@ class BoxMapper(DatasetMapper):
                 box that is outside the image before augmentation does not count.
             skip: in testing, whether an image that cannot be used is replaced by a black one, with the reason under
                 :data:`UNREADABLE`, rather than refused. In training the loader replaces it by another image.
+            read_options: keyword arguments of :func:`~clq.data.images.read_image`; its defaults if None.
             kwargs: further arguments of :class:`DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
         self.min_visible = min_visible
         self.skip = skip
+        self.read_options = dict(read_options or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        ours = {"min_visible": cfg.INPUT.AUG.MIN_VISIBLE, "skip": cfg.DATASETS.ON_ERROR == "skip"}
-        return {**super().from_config(cfg, is_train), **ours}
+        return {
+            **super().from_config(cfg, is_train),
+            "min_visible": cfg.INPUT.AUG.MIN_VISIBLE,
+            "skip": cfg.DATASETS.ON_ERROR == "skip",
+            "read_options": read_options(cfg),
+        }
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Turns a record into the input of the model.
@@ -80,7 +96,7 @@ class BoxMapper(DatasetMapper):
             return {**dataset_dict, "image": image, UNREADABLE: str(e)}
 
     def _map(self, record: dict) -> dict:
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format, **self.read_options)
         try:
             check_image_size(record, image)
         except ValueError as e:  # Detectron2's message names the file and the sizes

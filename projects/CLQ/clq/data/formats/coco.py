@@ -7,6 +7,7 @@ accepts does not fail later in code that is not this project's.
 
 import contextlib
 import io
+import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from pycocotools.coco import COCO
 
 from clq.data.formats.annotations import check_annotations
 from clq.data.formats.findings import Findings, shown
-from clq.data.formats.values import check_id_types, integer, is_id
+from clq.data.formats.values import LARGEST_ID, check_id_types, integer, is_id
 from clq.errors import UserError
 from clq.utils.files import read_json
+
+_IMAGE_FIELDS = "id", "file_name", "width", "height"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,10 @@ def check_images(data: dict, findings: Findings) -> list[dict]:
         raise UserError(f'data set {findings.name}: its json has no list under "images"; it is not COCO json.')
     if not data["images"]:
         raise UserError(f"data set {findings.name}: its json lists no images; add some.")
+    if _are_regular(data["images"]):
+        good = [{key: image[key] for key in _IMAGE_FIELDS} for image in data["images"]]
+        _check_unique(findings.name, "image", [image["id"] for image in good])
+        return good
     good = []
     for number, image in enumerate(data["images"], 1):
         if (what := _fault_of_image(image)) is None:
@@ -123,11 +130,29 @@ def check_images(data: dict, findings: Findings) -> list[dict]:
     return good
 
 
+def _are_regular(images: list) -> bool:
+    """Whether all images are described as they must be, as almost always; faster than :func:`_fault_of_image`."""
+    try:
+        ids, names, *sizes = ([image[key] for image in images] for key in _IMAGE_FIELDS)
+        return (
+            {type(image) for image in images} == {dict}
+            and {type(i) for i in ids} == {int}
+            and max(map(abs, ids)) < LARGEST_ID
+            and {type(name) for name in names} == {str}
+            and all(names)
+            and "\0" not in "".join(names)
+            and {type(size) for size in itertools.chain(*sizes)} == {int}
+            and min(map(min, sizes)) > 0
+        )
+    except (KeyError, TypeError):
+        return False
+
+
 def _fault_of_image(image: object) -> str | None:
     """What is wrong with the description of an image, in words that follow its name; None if it can be used."""
     if not isinstance(image, dict):
         return f"is {shown(image)}; it must be an object"
-    for key in ("id", "file_name", "width", "height"):
+    for key in _IMAGE_FIELDS:
         if key not in image:
             return f"lacks {key}; it needs id, file_name, width and height"
     if not is_id(image["id"]):
