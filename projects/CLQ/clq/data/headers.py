@@ -85,7 +85,7 @@ def _read_all(paths: list[str], max_megapixels: float) -> Iterable[tuple[int, in
         try:
             return read_size(path, max_megapixels=max_megapixels)
         except ImageError as e:
-            return str(e).removeprefix(f"image {path}: ").rstrip(".")
+            return str(e).removeprefix(f"image {path}: ").removesuffix("; replace or remove it.").rstrip(".")
 
     def read_some(some: list[str]) -> list[tuple[int, int] | str]:
         return [read(path) for path in some]

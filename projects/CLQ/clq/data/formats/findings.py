@@ -63,7 +63,7 @@ class Findings:
         """Adds a fault of an image or, if ``annotation`` is given, of an annotation.
 
         Args:
-            kind: what all faults of its kind have in common, in words that follow a number: "annotations without ...".
+            kind: what all faults of its kind have in common: "annotations have no ...".
             what: the fault, with the item, the field, its value and what it must be; no full stop.
             image: file of the image.
             annotation: id of the annotation.
@@ -87,24 +87,24 @@ class Findings:
             return
         (kind, first), *others = self.faults.items()
         like = f" ({first.count} {kind})" if first.count > 1 else ""
-        more = f" There are {sum(f.count for f in dict(others).values())} faults of other kinds, too." if others else ""
+        more = f" Faults of other kinds: {sum(found.count for _, found in others)}." if others else ""
         raise UserError(
-            f"data set {self.name}: {first.first}{like}; correct it, or leave out what is faulty with "
-            f"DATASETS.ON_ERROR skip.{more}"
+            f"data set {self.name}: {first.first}{like}. Correct it, or set DATASETS.ON_ERROR skip to leave out "
+            f"what is faulty.{more}"
         )
 
     def because(self) -> str:
         """The first fault in words that follow a sentence on what is not left; empty if there is none."""
         for kind, found in self.faults.items():
-            return f" {found.count} {kind}; the first: {found.first}."
+            return f" Left out: {kind} ({found.count}; the first: {found.first})."
         return ""
 
     def log(self) -> None:
         """Logs each kind of finding once, with its number and the first of its kind."""
         for kind, found in self.faults.items():
-            logger.warning("data set %s: left out: %d %s; the first: %s", self.name, found.count, kind, found.first)
+            logger.warning("data set %s: left out: %s (%d; the first: %s)", self.name, kind, found.count, found.first)
         for kind, found in self.notes.items():
-            what = f"{found.count} {kind}; the first: {found.first}" if found.first else kind
+            what = f"{kind} ({found.count}; the first: {found.first})" if found.first else kind
             logger.warning("data set %s: %s", self.name, what)
 
 
