@@ -12,11 +12,12 @@ from PIL import Image
 
 from clq.config import check_keys
 from clq.data.grey import bands, bits_of_colors, check_colors, grey_scale, is_deep
-from clq.data.image_files import Refusal, check_content, check_header, check_pixels, find_format
+from clq.data.image_checks import Refusal, check_content, check_header, check_pixels, find_format
+from clq.data.image_checks.exif import ORIENTATION
 from clq.errors import UserError
 from clq.utils.files import open_regular
 
-MAX_MEGAPIXELS = 100.0
+MAX_MEGAPIXELS = 90.0
 _BYTES_PER_PIXEL = 8  # of an image that is not compressed, with four channels of 16 bits
 
 # Both are reported as errors, with the name of the file, or do not matter for the pixels.
@@ -74,8 +75,8 @@ def read_image(
         bits = bits_of_colors(f, image)
         f.seek(0)
         image.load()
-        if name == "TIFF" and 274 not in image.tag_v2:  # type: ignore[attr-defined]
-            orientation = 1  # Pillow has turned the image already
+        if name == "TIFF" and ORIENTATION not in image.tag_v2:  # type: ignore[attr-defined]
+            orientation = 1  # Pillow has turned the image already, and has removed the tag
         image.info.clear()  # transparency, which would only slow down the conversion
         if is_deep(image):
             return _convert(image, image_format, orientation, grey_scale(image, grey_range))
@@ -125,6 +126,9 @@ def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BinaryIO, Image.
             with Image.open(f, formats=[name]) as image:
                 width, height = image.size
                 check_pixels(width, height, max_megapixels * 1e6)
+                if name == "TIFF":  # the tag as Pillow understands it, because Pillow turns such an image itself
+                    found = image.tag_v2.get(ORIENTATION)  # type: ignore[attr-defined]
+                    orientation = found if found in range(1, 9) else 1
                 yield f, image, orientation
     except Refusal as e:
         raise ImageError(f"image {path}: {e.reason}; {e.fix}.") from e
