@@ -13,7 +13,9 @@ from PIL import Image
 from clq.config import check_keys
 from clq.data.grey import bands, bits_of_colors, check_colors, grey_scale, is_deep
 from clq.data.image_checks import Refusal, check_content, check_header, check_pixels, find_format
-from clq.data.image_checks.exif import ORIENTATION
+from clq.data.image_checks.exif import HEIGHT, ORIENTATION, WIDTH
+from clq.data.image_checks.png import check_png_rows
+from clq.data.image_checks.tiff import check_tiff_parts
 from clq.errors import UserError
 from clq.utils.files import open_regular
 
@@ -73,8 +75,12 @@ def read_image(
         name = image.format or ""
         check_content(f, "JPEG" if name == "MPO" else name)
         bits = bits_of_colors(f, image)
+        if name == "TIFF":
+            check_tiff_parts(*_stored_size(image), [tile[1] for tile in image.tile])  # type: ignore[attr-defined]
         f.seek(0)
         image.load()
+        if name == "PNG" and (image.info.get("interlace") or _ends_black(image)):
+            check_png_rows(f)
         if name == "TIFF" and ORIENTATION not in image.tag_v2:  # type: ignore[attr-defined]
             orientation = 1  # Pillow has turned the image already, and has removed the tag
         image.info.clear()  # transparency, which would only slow down the conversion
@@ -99,10 +105,21 @@ def read_size(path: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int
         ImageError: :func:`read_image` would refuse the file because of its header.
     """
     with _opened(path, max_megapixels) as (_, image, orientation):
-        width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow give the size of the upright image
-            width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+        width, height = _stored_size(image)
         return (height, width) if orientation >= 5 else (width, height)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image in its file; some versions of Pillow give those of an upright TIFF image."""
+    if image.format == "TIFF":
+        return image.tag_v2[WIDTH], image.tag_v2[HEIGHT]  # type: ignore[attr-defined]
+    return image.size
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Whether the last row of a loaded image is 0, as it is if there was no data for it."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return not np.asarray(last).any()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The structure of TIFF files."""
 
 import io
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from clq.data.image_checks import exif
@@ -27,3 +28,18 @@ def check_tiff(f: BinaryIO, max_pixels: float) -> int:
     if tags.get(exif.COMPRESSION, 1) != 1 and part > _MAX_PART and size > _MAX_COMPRESSED:
         raise Refusal(f"has compressed parts of {part / 1e6:.0f} megapixels, which are decoded at once", fix)
     return 1  # Pillow's own reading of the tag counts, because Pillow turns such images itself
+
+
+def check_tiff_parts(width: int, height: int, extents: Sequence[tuple[int, int, int, int] | None]) -> None:
+    """Refuses a file in which strips or tiles are missing, where Pillow would leave the image black.
+
+    Args:
+        width, height: size of the image as stored.
+        extents: left, top, right and bottom of each part that Pillow will read.
+
+    Raises:
+        Refusal: the parts do not reach the corner at the lower right.
+    """
+    corners = [extent[2:] for extent in extents if extent is not None]
+    if not any(right >= width and bottom >= height for right, bottom in corners):
+        raise Refusal("is damaged: strips or tiles of it are missing")
