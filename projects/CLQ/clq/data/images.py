@@ -149,6 +149,11 @@ def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BinaryIO, Image.
                 yield f, image, orientation
     except Refusal as e:
         raise ImageError(f"image {path}: {e.reason}; {e.fix}.") from e
+    except Image.DecompressionBombError as e:  # more than twice as many pixels, or a frame or tile of that size
+        raise ImageError(
+            f"image {path}: has far more pixels than INPUT.MAX_MEGAPIXELS {max_megapixels:g}; raise that if you trust "
+            "the file."
+        ) from e
     except ImageError:
         raise
     except Exception as e:  # a damaged file can raise almost any exception
