@@ -2,25 +2,14 @@
 
 import os
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from clq.data.images import ImageError, read_image, read_size
+from hostile_images import png, png_chunk
 from PIL import Image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, depth: int, color_type: int, rows: bytes, *extra: bytes) -> bytes:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
-    data = png_chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + data + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])

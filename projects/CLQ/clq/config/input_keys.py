@@ -9,7 +9,7 @@ _FACTORS = Numbers(("lowest", "highest"), Number(minimum=0), ascending=True)
 IMAGE_KEYS = (
     Key(
         "INPUT.MAX_MEGAPIXELS",
-        100.0,
+        90.0,
         "The upper bound on the width times the height of an image file, in millions of pixels, checked before it is "
         "decoded. A file may have 8 bytes for each of these pixels.",
         Number(above=0),

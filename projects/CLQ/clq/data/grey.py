@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from clq.data.image_files import Refusal
+from clq.data.image_checks import Refusal
 
 logger = logging.getLogger(__name__)
 

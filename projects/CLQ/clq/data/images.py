@@ -12,11 +12,14 @@ from PIL import Image
 
 from clq.config import check_keys
 from clq.data.grey import bands, bits_of_colors, check_colors, grey_scale, is_deep
-from clq.data.image_files import Refusal, check_content, check_header, check_pixels, find_format
+from clq.data.image_checks import Refusal, check_content, check_header, check_pixels, find_format
+from clq.data.image_checks.exif import HEIGHT, ORIENTATION, WIDTH
+from clq.data.image_checks.png import check_png_rows
+from clq.data.image_checks.tiff import check_tiff_parts
 from clq.errors import UserError
 from clq.utils.files import open_regular
 
-MAX_MEGAPIXELS = 100.0
+MAX_MEGAPIXELS = 90.0
 _BYTES_PER_PIXEL = 8  # of an image that is not compressed, with four channels of 16 bits
 
 # Both are reported as errors, with the name of the file, or do not matter for the pixels.
@@ -72,10 +75,14 @@ def read_image(
         name = image.format or ""
         check_content(f, "JPEG" if name == "MPO" else name)
         bits = bits_of_colors(f, image)
+        if name == "TIFF":
+            check_tiff_parts(*_stored_size(image), [tile[1] for tile in image.tile])  # type: ignore[attr-defined]
         f.seek(0)
         image.load()
-        if name == "TIFF" and 274 not in image.tag_v2:  # type: ignore[attr-defined]
-            orientation = 1  # Pillow has turned the image already
+        if name == "PNG" and (image.info.get("interlace") or _ends_black(image)):
+            check_png_rows(f)
+        if name == "TIFF" and ORIENTATION not in image.tag_v2:  # type: ignore[attr-defined]
+            orientation = 1  # Pillow has turned the image already, and has removed the tag
         image.info.clear()  # transparency, which would only slow down the conversion
         if is_deep(image):
             return _convert(image, image_format, orientation, grey_scale(image, grey_range))
@@ -98,10 +105,21 @@ def read_size(path: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int
         ImageError: :func:`read_image` would refuse the file because of its header.
     """
     with _opened(path, max_megapixels) as (_, image, orientation):
-        width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow give the size of the upright image
-            width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+        width, height = _stored_size(image)
         return (height, width) if orientation >= 5 else (width, height)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image in its file; some versions of Pillow give those of an upright TIFF image."""
+    if image.format == "TIFF":
+        return image.tag_v2[WIDTH], image.tag_v2[HEIGHT]  # type: ignore[attr-defined]
+    return image.size
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Whether the last row of a loaded image is 0, as it is if there was no data for it."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return not np.asarray(last).any()
 
 
 @contextlib.contextmanager
@@ -125,9 +143,17 @@ def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BinaryIO, Image.
             with Image.open(f, formats=[name]) as image:
                 width, height = image.size
                 check_pixels(width, height, max_megapixels * 1e6)
+                if name == "TIFF":  # the tag as Pillow understands it, because Pillow turns such an image itself
+                    found = image.tag_v2.get(ORIENTATION)  # type: ignore[attr-defined]
+                    orientation = found if found in range(1, 9) else 1
                 yield f, image, orientation
     except Refusal as e:
         raise ImageError(f"image {path}: {e.reason}; {e.fix}.") from e
+    except Image.DecompressionBombError as e:  # more than twice as many pixels, or a frame or tile of that size
+        raise ImageError(
+            f"image {path}: has far more pixels than INPUT.MAX_MEGAPIXELS {max_megapixels:g}; raise that if you trust "
+            "the file."
+        ) from e
     except ImageError:
         raise
     except Exception as e:  # a damaged file can raise almost any exception

@@ -11,6 +11,7 @@ from clq.evaluation.coco import RESULTS_FILE, truth_file
 from clq.evaluation.metrics import box_metrics
 from clq.experiments.comparison import cached_matches
 from clq.experiments.runs import Run
+from clq.utils.files import read_json
 
 
 class Store:
@@ -45,7 +46,7 @@ class Store:
         matches = cached_matches(run.folder, annotations, results, most)
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = json.loads(self.metrics_file.read_text()) if self.metrics_file.is_file() else {}
+            content = read_json(self.metrics_file) if self.metrics_file.is_file() else {}
             entry = content.setdefault(variant, {"settings": settings, "seeds": {}})
             entry["settings"] = settings
             # json has no nan

@@ -1,15 +1,18 @@
 """The directories of tags of TIFF files and of EXIF data, walked before Pillow loads what they point to."""
 
+import io
 import struct
 from typing import BinaryIO, NamedTuple
 
-ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323
+from clq.data.image_checks.refusal import MIB, Refusal
+
+WIDTH, HEIGHT, COMPRESSION, ORIENTATION, ROWS_PER_STRIP, TILE_WIDTH, TILE_LENGTH = 256, 257, 259, 274, 278, 322, 323
 _SUB_DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow loads these too
 # Bytes of a value by its type, and the types whose values are bytes. Others become Python objects, one by one.
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTE_TYPES = (1, 2, 6, 7)
-_MIB = 1 << 20
-MAX_BYTES, MAX_OBJECT_BYTES, MAX_TAGS = 64 * _MIB, 4 * _MIB, 4096
+MAX_BYTES, MAX_OBJECT_BYTES, MAX_TAGS = 64 * MIB, 4 * MIB, 4096
+MAX_EXIF = MIB  # bytes of the EXIF data of a file that is no TIFF
 
 
 class BadTags(ValueError):
@@ -104,4 +107,27 @@ class _Walk:
         if kind not in _BYTE_TYPES:
             self.objects += size
         if self.total > MAX_BYTES or self.objects > MAX_OBJECT_BYTES:
-            raise TooMuchData(f"{max(self.total, self.objects) / _MIB:.0f} MiB of tags")
+            raise TooMuchData(f"{max(self.total, self.objects) / MIB:.0f} MiB of tags")
+
+
+def exif_orientation(block: bytes) -> int:
+    """Reads the orientation in EXIF data.
+
+    Args:
+        block: EXIF data, beginning with the header of a TIFF file.
+
+    Returns:
+        A number from 1 to 8; 1 if the data cannot be read, which viewers leave out too.
+
+    Raises:
+        Refusal: the data would take too much memory.
+    """
+    if len(block) > MAX_EXIF:
+        raise Refusal(f"has {len(block) / MIB:.1f} MiB of EXIF data", "remove its metadata")
+    try:
+        value = read_tags(io.BytesIO(block)).get(ORIENTATION, 1)
+    except BadTags:
+        return 1
+    except TooMuchData as e:
+        raise Refusal(f"its EXIF data has {e}", "remove its metadata") from e
+    return value if 1 <= value <= 8 else 1
