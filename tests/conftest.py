@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import json
 import logging
+import time
 from pathlib import Path
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
+import fuzzing
 import numpy as np
 import pytest
 import yaml
@@ -138,3 +140,17 @@ def trained(tiny, run, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", output) == 0
     return output
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Under ``make fuzz``, repeats a property with new examples until its time is over."""
+    if not fuzzing.MINUTES or not pyfuncitem.get_closest_marker("fuzz"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    fuzzing.OUTCOMES.clear()
+    end = time.monotonic() + 60 * fuzzing.MINUTES
+    while time.monotonic() < end:
+        pyfuncitem.obj(**arguments)
+    print(f"{pyfuncitem.name}: {dict(fuzzing.OUTCOMES)}")
+    return True
