@@ -17,7 +17,7 @@ from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-MINUTES = float(os.environ.get("FUZZ_MINUTES", 0))
+MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 OUTCOMES = Counter()  # of the examples so far: accepted, refused
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
