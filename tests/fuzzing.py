@@ -1,7 +1,7 @@
 """Shared by the properties: damaged content for the readers of files, and what a reader may do with it.
 
-A property of a reader has the mark ``fuzz``. The suite tries it with a few fixed examples. ``make fuzz`` repeats it with
-new examples for FUZZ_MINUTES minutes, and keeps in ``.hypothesis`` those that reached something new or failed.
+A property of a reader has the mark ``fuzz``. The suite tries it with a few fixed examples. ``make fuzz`` repeats it
+with new examples for FUZZ_MINUTES minutes. Those that failed are kept in ``.hypothesis`` and tried first the next time.
 """
 
 import contextlib
@@ -67,7 +67,9 @@ def damaged_bytes(draw, originals):
         elif kind == "insert":
             data[start:start] = draw(st.binary(max_size=8))
         elif kind == "length":  # four bytes that some format takes for a size
-            data[start : start + 4] = draw(st.sampled_from([b"\xff" * 4, b"\0\0\0\x7f", b"\x7f\xff\xff\xff", b"\0" * 4]))
+            data[start : start + 4] = draw(
+                st.sampled_from([b"\xff" * 4, b"\0\0\0\x7f", b"\x7f\xff\xff\xff", b"\0" * 4])
+            )
         elif kind == "cut" and draw(st.booleans()):
             del data[start:]
     return bytes(data)
@@ -103,7 +105,9 @@ def damaged_text(draw, originals, words):
 
 
 ODD_VALUES = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.inf, -math.inf, math.nan]),
+    st.sampled_from(
+        [None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.inf, -math.inf, math.nan]
+    ),
     st.sampled_from(["", "1", "nan", "a\nb", "../x", "/", "\0", "\ud800", "ü" * 300, "x" * 5000]),
     st.sampled_from([[], {}, [[]], [None], [[1, 2], [3]], {"": {}}, [0, 0, 0, 0], [1e308] * 4, [math.nan] * 4]),
     st.integers(),
@@ -138,7 +142,7 @@ def damaged_tree(draw, original, values=ODD_VALUES):
         parent, key = _parent(tree, path), path[-1]
         kind = draw(st.sampled_from(["value", "value", "value", "remove", "repeat", "rename", "copy", "wrap"]))
         if kind == "value":
-            parent[key] = draw(values)
+            parent[key] = copy.deepcopy(draw(values))  # the next change may be inside of it
         elif kind == "remove":
             del parent[key]
         elif kind == "repeat" and isinstance(parent, list):

@@ -4,8 +4,8 @@
     tools/soak.py --iterations 5000 --plot soak.png
 
 The training is train_net.py in a process of its own, with two workers, images of several sizes, an average of the
-weights, and evaluations and checkpoints in between. Once a second, the memory (PSS, which counts shared pages once), the
-open files and the threads of the whole process tree are recorded. What happens after a fifth of the iterations must be
+weights, and evaluations and checkpoints in between. Once a second, the memory (PSS, which counts shared pages once),
+the open files and the threads of the whole process tree are recorded. After a fifth of the iterations, they must be
 flat: the line through the samples, whose slope is the median of the slopes between all pairs of samples, may rise by
 --max-growth MiB, and by less than one file and one thread. The exit status is 1 if it is not.
 """
@@ -132,7 +132,9 @@ def plot(samples: list[Sample], first: int, path: str) -> None:
     """Draws memory, files and threads against the iteration, the warm-up in grey."""
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(8, 6), layout="constrained")
     x = [s.iteration for s in samples]
-    for axis, field, label in zip(axes, ("memory", "files", "threads"), ("memory (MiB)", "files", "threads"), strict=True):
+    for axis, field, label in zip(
+        axes, ("memory", "files", "threads"), ("memory (MiB)", "files", "threads"), strict=True
+    ):
         axis.plot(x, [getattr(s, field) for s in samples], ".", markersize=3)
         axis.axvspan(0, first, color="0.9")
         axis.set_ylim(bottom=0)
