@@ -32,6 +32,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fuzz" if MINUTES else "suite")
 
 
+def few_examples(test):
+    """For properties of which an example takes long: the suite tries only a few."""
+    return test if MINUTES else hypothesis.settings(max_examples=12)(test)
+
+
 @contextlib.contextmanager
 def accepting_or_refusing():
     """A reader accepts what it reads in this block, or refuses it in one line; every other exception is a failure."""
