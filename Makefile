@@ -51,7 +51,7 @@ doctor: .venv/installed  ## report what is installed, whether it works, and how 
 	@$(BIN)/python -m clq.doctor
 
 fuzz: .venv/installed  ## try the readers of files with damaged content (FUZZ_MINUTES=5 for each; FUZZ=tests/data: some)
-	@FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -m fuzz -rP -p no:warnings --show-capture=stdout --tb=short \
+	@FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -m fuzz -p no:warnings --show-capture=no --tb=short \
 		$(or $(FUZZ),tests)
 
 soak: .venv/installed  ## train for 5,000 iterations and check that memory, files and threads stay as they are

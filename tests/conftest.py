@@ -152,5 +152,11 @@ def pytest_pyfunc_call(pyfuncitem):
     end = time.monotonic() + 60 * fuzzing.MINUTES
     while time.monotonic() < end:
         pyfuncitem.obj(**arguments)
-    print(f"{pyfuncitem.name}: {dict(fuzzing.OUTCOMES)}")
+    fuzzing.REPORT.append(f"{pyfuncitem.nodeid}: {dict(fuzzing.OUTCOMES)}")
     return True
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Reports what the readers did with the examples of ``make fuzz``."""
+    for line in fuzzing.REPORT:
+        terminalreporter.write_line(line)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
-OUTCOMES = Counter()  # of the examples so far: accepted, refused
+OUTCOMES = Counter()  # of the examples of the property that runs: accepted, refused
+REPORT = []  # a line for each property that is finished
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 hypothesis.settings.register_profile("suite", max_examples=40, derandomize=True, database=None, **_COMMON)
