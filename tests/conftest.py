@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -108,7 +109,11 @@ def own_logging():
 def load_script(path):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str((ROOT / path).parent))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 

@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=positive, default=5000, help="iterations to train; default: 5000")
     parser.add_argument("--period", type=positive, default=250, help="iterations between evaluations; default: 250")
-    parser.add_argument("--max-growth", type=float, default=10, metavar="MIB", help="accepted growth; default: 10 MiB")
+    parser.add_argument("--max-growth", type=float, default=50, metavar="MIB", help="accepted growth; default: 50 MiB")
     parser.add_argument("--plot", metavar="PNG", help="file for a picture of the samples")
     parser.add_argument("--samples", metavar="JSON", help="file for the samples")
     return parser.parse_args(argv)

@@ -5,6 +5,7 @@ module, which check their arguments. numpy's own would accept types and states f
 """
 
 import io
+import itertools
 import pickle
 import pickletools
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+_STEPS = {step.code: step for step in pickletools.opcodes}
 _NUMBERS = re.compile(r"[<>|=]?[biufc?]\d{0,2}")  # the names of the types of numbers: f4, |b1, ?
 
 
@@ -52,9 +54,20 @@ def _check_memo(content: bytes) -> None:
     Raises:
         ValueError: a number is larger than the count of steps so far, or a step is not one of pickle.
     """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+    stream, argument = io.BytesIO(content), None
+    for count in itertools.count():
+        code = stream.read(1).decode("latin1")
+        if code not in _STEPS:
+            raise ValueError(f"its step {count} is none of a pickle")
+        step = _STEPS[code]
+        if step.name == "STRING":
+            stream.readline()  # in any encoding, while pickletools reads ASCII alone
+        elif step.arg is not None:
+            argument = step.arg.reader(stream)
+        if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             raise ValueError(f"it stores object {argument} at step {count}")
+        if step.name == "STOP":
+            return
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -119,6 +132,11 @@ def _from_buffer(raw: object, kind: object, shape: tuple, order: str) -> np.ndar
     return np.frombuffer(_bytes(raw), _dtype(kind)).reshape(shape, order=order)  # type: ignore[call-overload]
 
 
+def _no_bytes() -> bytes:
+    """How older protocols write the data of an array without elements."""
+    return b""
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """How the pickles of Python 2 and of older protocols write bytes."""
     if encoding != "latin1":
@@ -129,6 +147,8 @@ def _encode(text: str, encoding: str) -> bytes:
 # What such pickles call, by module and name, in numpy's old and new spelling.
 _NAMES: dict[tuple[str, str], Callable | str] = {
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _reconstruct
