@@ -4,9 +4,12 @@ import contextlib
 import importlib.util
 import json
 import logging
+import sys
+import time
 from pathlib import Path
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
+import fuzzing
 import numpy as np
 import pytest
 import yaml
@@ -115,7 +118,11 @@ def own_logging():
 def load_script(path):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str((ROOT / path).parent))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -147,3 +154,23 @@ def trained(tiny, run, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", output) == 0
     return output
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Under ``make fuzz``, repeats a property with new examples until its time is over."""
+    if not fuzzing.MINUTES or not pyfuncitem.get_closest_marker("fuzz"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    fuzzing.OUTCOMES.clear()
+    end = time.monotonic() + 60 * fuzzing.MINUTES
+    while time.monotonic() < end:
+        pyfuncitem.obj(**arguments)
+    fuzzing.REPORT.append(f"{pyfuncitem.nodeid}: {dict(fuzzing.OUTCOMES)}")
+    return True
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Reports what the readers did with the examples of ``make fuzz``."""
+    for line in fuzzing.REPORT:
+        terminalreporter.write_line(line)

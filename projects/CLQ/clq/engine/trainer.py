@@ -25,7 +25,7 @@ from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, HeartbeatHook, NewestCheckpoints
+from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, HeartbeatHook, NewestCheckpoints, ShortHistory
 from clq.engine.nonfinite import FiniteWeights
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
@@ -123,7 +123,7 @@ class Trainer(DefaultTrainer):
 
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
-        hooks.append(ExactResume(self.model, self._trainer.data_loader, self.cfg))
+        hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
         if (beat := heartbeat.current()) is not None:
             hooks.insert(0, HeartbeatHook(beat))
         return hooks
