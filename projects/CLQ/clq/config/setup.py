@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from clq.config.merge import merge_file, merge_opts
+from clq.config.plain import check_plain
 from clq.config.table import add_clq_config, check_keys, replace_renamed
 from clq.errors import UserError
 from clq.utils.files import JsonLimit
@@ -50,14 +51,15 @@ def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
         opts: overrides ``KEY VALUE KEY VALUE ...``. A value may be text, as from a command line, or the value itself.
 
     Raises:
-        UserError: the file does not exist or is not plain yaml, a key is unknown, a value is of the wrong type, or the
-            device does not exist.
+        UserError: the file does not exist or is not plain yaml, a key is unknown, a value is of the wrong type, empty
+            or not plain, or the device does not exist.
     """
     cfg = get_cfg()
     add_clq_config(cfg)
     if config_file:
         merge_file(cfg, config_file)
     merge_opts(cfg, list(opts))
+    check_plain(cfg)
     for sentence in replace_renamed(cfg):
         logger.warning("%s", sentence)
     cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE)

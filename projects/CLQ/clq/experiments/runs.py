@@ -134,6 +134,8 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
             record = json.loads(line)
         except json.JSONDecodeError:  # the training was interrupted while it wrote this line
             continue
+        if not isinstance(record, dict) or "iteration" not in record:
+            continue
         for name, value in record.items():
             if "loss" in name:
                 curves.setdefault(name, {})[record["iteration"]] = value
