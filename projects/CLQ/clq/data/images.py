@@ -4,7 +4,8 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -123,7 +124,7 @@ def _ends_black(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BinaryIO, Image.Image, int]]:
+def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BufferedReader, Image.Image, int]]:
     """Opens an image file of which nothing is decoded yet.
 
     Yields:

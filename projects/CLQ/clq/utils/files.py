@@ -7,7 +7,8 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO
+from io import BufferedReader
+from typing import IO, Any
 
 from clq.errors import UserError
 
@@ -75,7 +76,7 @@ def _sync_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def open_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike) -> Iterator[BufferedReader]:
     """Opens a file for reading; a pipe or a device, reading which may never end, is refused.
 
     Raises:

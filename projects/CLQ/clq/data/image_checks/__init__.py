@@ -4,10 +4,11 @@ Pillow checks neither the checksums of a PNG's pixels nor the end of a JPEG, and
 """
 
 import re
+from io import BufferedReader
 from typing import BinaryIO
 
 from clq.data.image_checks.jpeg import check_jpeg_end, check_jpeg_header
-from clq.data.image_checks.png import check_png
+from clq.data.image_checks.png import check_png_header, check_png_sums
 from clq.data.image_checks.refusal import Refusal, check_pixels
 from clq.data.image_checks.tiff import check_tiff
 from clq.data.image_checks.webp import check_webp
@@ -59,7 +60,7 @@ def find_format(beginning: bytes) -> str:
     raise Refusal("is none of the formats that are read", fix)
 
 
-def check_header(f: BinaryIO, image_format: str, max_pixels: float) -> int:
+def check_header(f: BufferedReader, image_format: str, max_pixels: float) -> int:
     """Checks the structure of a file without reading its pixels.
 
     Args:
@@ -77,7 +78,7 @@ def check_header(f: BinaryIO, image_format: str, max_pixels: float) -> int:
     if image_format == "JPEG":
         return check_jpeg_header(f)
     if image_format == "PNG":
-        return check_png(f, verify=False)
+        return check_png_header(f)
     if image_format == "WEBP":
         return check_webp(f, max_pixels)
     return check_tiff(f, max_pixels) if image_format == "TIFF" else 1
@@ -90,6 +91,6 @@ def check_content(f: BinaryIO, image_format: str) -> None:
         Refusal: a PNG has a wrong checksum, or a JPEG has no end.
     """
     if image_format == "PNG":
-        check_png(f, verify=True)
+        check_png_sums(f)
     elif image_format == "JPEG":
         check_jpeg_end(f)

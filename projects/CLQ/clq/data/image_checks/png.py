@@ -2,38 +2,66 @@
 
 import struct
 import zlib
-from typing import BinaryIO
+from collections.abc import Iterator
+from io import BufferedReader, RawIOBase
+from typing import BinaryIO, cast
 
 from clq.data.image_checks.exif import exif_orientation
 from clq.data.image_checks.refusal import MAX_PARTS, MIB, Refusal, check_metadata, too_many_parts
 
 
-def check_png(f: BinaryIO, verify: bool) -> int:
-    """Walks the chunks of a PNG file to its end.
+def check_png_header(f: BufferedReader) -> int:
+    """Walks the chunks of a PNG file to its end without reading its pixels.
+
+    EXIF data may come after the pixels, and the buffer of the file would read 8 KiB for each chunk of pixels, which are
+    seldom larger. This goes around the buffer.
 
     Args:
         f: the file.
-        verify: whether to read the chunks and verify their checksums.
 
     Returns:
         The orientation of its EXIF data.
+
+    Raises:
+        Refusal: the file is cut off or has too much metadata.
     """
-    position, metadata, orientation = 8, 0, 1
+    raw, orientation = cast(RawIOBase, f.raw), 1
+    place = raw.tell()  # where the buffer will read on
+    try:
+        for kind, length in _chunks(raw):
+            if kind == b"eXIf":
+                orientation = exif_orientation(raw.read(length))
+    finally:
+        raw.seek(place)
+    return orientation
+
+
+def check_png_sums(f: BinaryIO) -> None:
+    """Reads a PNG file and verifies the checksums of its chunks.
+
+    Raises:
+        Refusal: one is wrong, or the file is cut off.
+    """
+    for kind, length in _chunks(f):
+        _verify_chunk(f, kind, length)
+
+
+def _chunks(f: BinaryIO | RawIOBase) -> Iterator[tuple[bytes, int]]:
+    """The type and the length of each chunk; the file is then at the beginning of its content."""
+    position = 8
+    metadata = 0
     for _ in range(MAX_PARTS):
         f.seek(position)
-        head = f.read(8)
+        head = f.read(8) or b""
         if len(head) < 8:
             raise Refusal("is cut off")
         length, kind = struct.unpack(">I4s", head)
         position += 12 + length
         metadata += 0 if kind == b"IDAT" else 12 + length
         check_metadata(metadata)
-        if verify:
-            _verify_chunk(f, kind, length)
-        elif kind == b"eXIf":
-            orientation = exif_orientation(f.read(length))
+        yield kind, length
         if kind == b"IEND":
-            return orientation
+            return
     raise too_many_parts("chunks")
 
 
@@ -68,17 +96,13 @@ def check_png_rows(f: BinaryIO) -> None:
         columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
         if columns > 0 and rows > 0:
             missing += rows * (1 + (columns * depth * _CHANNELS[color] + 7) // 8)
-    decoder, position = zlib.decompressobj(), 8
-    while missing > 0:
-        f.seek(position)
-        head = f.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
-            raise Refusal("is damaged: rows of pixels are missing")
-        (left,) = struct.unpack(">I", head[:4])
-        position += 12 + left
-        while head[4:] == b"IDAT" and left > 0 and missing > 0:
+    decoder = zlib.decompressobj()
+    for kind, left in _chunks(f):
+        while kind == b"IDAT" and left > 0 and missing > 0:
             block = f.read(min(left, MIB))
             left -= len(block)
             while block and missing > 0:
                 missing -= len(decoder.decompress(block, MIB))
                 block = decoder.unconsumed_tail
+    if missing > 0:
+        raise Refusal("is damaged: rows of pixels are missing")
