@@ -8,7 +8,7 @@ import pytest
 from clq.errors import UserError
 from clq.evaluation.matches import match_results
 from clq.evaluation.metrics import box_metrics
-from clq.evaluation.results_file import read_results
+from clq.evaluation.results_file import read_results, read_truth
 from fuzzing import accepting_or_refusing, damaged_bytes, damaged_tree
 
 RESULTS = [
@@ -68,3 +68,15 @@ def test_what_is_wrong_with_a_detection_is_named(files, change, fault):
     files[1].write_text(json.dumps([RESULTS[0], {**RESULTS[1], **change}]))
     with pytest.raises(UserError, match=f"results.json: detection 2 {fault}"):
         read_results(str(files[1]), [1, 2], [3])
+
+
+def test_the_truth_may_begin_with_a_byte_order_mark_and_must_be_coco_json(tmp_path):
+    box = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+    truth = {"images": [{"id": 5}], "categories": [{"id": 7, "name": "dog"}], "annotations": [box]}
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth), encoding="utf-8-sig")
+    assert read_truth(str(path)).getAnnIds(imgIds=[5]) == [1]
+    for wrong in ([], {"images": 3}, {"annotations": [{}]}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"truth\.json: COCO's evaluation cannot read it"):
+            read_truth(str(path))

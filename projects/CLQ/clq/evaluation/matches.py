@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from clq.errors import UserError
-from clq.evaluation.results_file import read_results
+from clq.evaluation.results_file import read_results, read_truth
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's T = 10 IoU thresholds
 _RECALLS = np.linspace(0, 1, 101)  # and the recalls at which it reads precisions
@@ -85,7 +85,7 @@ def match_results(annotations_file: str, results_file: str, max_dets: int = 100)
         UserError: the results cannot be read, or are those of another data set.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO(annotations_file)
+        truth = read_truth(annotations_file)
         results = read_results(results_file, truth.getImgIds(), truth.getCatIds())
         if not results:
             found = COCO()

@@ -5,10 +5,9 @@ import io
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
-from pycocotools.coco import COCO
 
 from clq.evaluation.calibration import score_iou_correlation
-from clq.evaluation.results_file import read_results
+from clq.evaluation.results_file import read_results, read_truth
 
 # Position of each metric in the list of twelve that COCOeval computes.
 _STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
@@ -32,7 +31,7 @@ def box_metrics(annotations_file: str, results_file: str, max_dets: int = 100) -
         UserError: the results cannot be read, or are those of another data set.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # hides the progress that pycocotools prints
-        truth = COCO(annotations_file)
+        truth = read_truth(annotations_file)
         results = read_results(results_file, truth.getImgIds(), truth.getCatIds())
         if not results:
             return {**dict.fromkeys(_STATISTICS, 0.0), "score-IoU": float("nan")}

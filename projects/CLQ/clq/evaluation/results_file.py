@@ -1,10 +1,32 @@
-"""Reads detections in COCO's results format, as COCOEvaluator writes them."""
+"""Reads detections in COCO's results format, as COCOEvaluator writes them, and what they are compared with."""
 
+import contextlib
+import io
 import math
 from collections.abc import Collection
 
+from pycocotools.coco import COCO
+
 from clq.errors import UserError
 from clq.utils.files import read_json
+
+
+def read_truth(path: str) -> COCO:
+    """Reads a COCO json whose annotations are complete, such as the one that an evaluation used.
+
+    Raises:
+        UserError: the file cannot be read, or COCO's evaluation cannot read it.
+    """
+    coco = COCO()
+    coco.dataset = read_json(path)
+    if not isinstance(coco.dataset, dict):
+        raise UserError(f"{path}: COCO's evaluation cannot read it (it is not an object); correct it.")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # hides the progress that pycocotools prints
+            coco.createIndex()
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: COCO's evaluation cannot read it ({type(e).__name__} {e}); correct it.") from e
+    return coco
 
 
 def read_results(path: str, image_ids: Collection[int | str], category_ids: Collection[int | str]) -> list[dict]:
