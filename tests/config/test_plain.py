@@ -7,7 +7,6 @@ from clq.errors import UserError
     "value, message",
     [
         ("SOLVER: {IMS_PER_BATCH: null}", r"^SOLVER\.IMS_PER_BATCH None: must be of type int, such as 16\.$"),
-        ("MODEL: {DEVICE: null}", r"^MODEL\.DEVICE None: must be of type str, such as 'cuda'"),
         ("MODEL: {CLQ: {TOWERS: }}", r"^MODEL\.CLQ\.TOWERS None: must be of type str"),
         (f"SOLVER: {{MAX_ITER: {10**30}}}", r"^SOLVER\.MAX_ITER: has an integer of 100 bits"),
         (f"SOLVER: {{MAX_ITER: 0x{'f' * 5000}}}", r"^SOLVER\.MAX_ITER: has an integer of 20000 bits"),
