@@ -18,6 +18,15 @@ from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
 
+
+@pytest.fixture(scope="session", autouse=True)
+def headers_are_remembered_for_this_session_only(tmp_path_factory):
+    """Keeps the tests, and the processes that they start, from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 ROOT = Path(__file__).parents[1]
 SIDE = 96  # pixels of a generated image
 CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]  # the model's classes: 0 blue, 1 red (by id)

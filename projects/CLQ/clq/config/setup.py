@@ -8,8 +8,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from clq.config.merge import merge_file, merge_opts
 from clq.config.plain import check_plain
-from clq.config.table import add_clq_config, replace_renamed
+from clq.config.table import add_clq_config, check_keys, replace_renamed
 from clq.errors import UserError
+from clq.utils.files import JsonLimit
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,16 @@ def finish_configs_with(finisher: Callable[[CfgNode], None]) -> None:
         finisher: function that may change the config in place, and may raise UserError.
     """
     _finishers.append(finisher)
+
+
+def limit_json(cfg: CfgNode) -> None:
+    """Applies ``DATASETS.MAX_JSON_MIB`` to what this process reads from now on.
+
+    Raises:
+        UserError: the key has a value that it does not accept.
+    """
+    check_keys(cfg, "DATASETS.MAX_JSON_MIB")
+    JsonLimit.max_mib = cfg.DATASETS.MAX_JSON_MIB
 
 
 def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:

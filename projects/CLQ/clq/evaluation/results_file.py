@@ -1,15 +1,13 @@
 """Reads detections in COCO's results format, as COCOEvaluator writes them."""
 
-import json
 import math
 from collections.abc import Collection
 
 from clq.errors import UserError
+from clq.utils.files import read_json
 
-_WHOLE, _REAL = (int,), (int, float)
 
-
-def read_results(path: str, image_ids: Collection[int], category_ids: Collection[int]) -> list[dict]:
+def read_results(path: str, image_ids: Collection[int | str], category_ids: Collection[int | str]) -> list[dict]:
     """Reads the detections of a data set.
 
     Args:
@@ -24,12 +22,9 @@ def read_results(path: str, image_ids: Collection[int], category_ids: Collection
         UserError: the file cannot be read, is not a list of such dicts, or is of another data set.
     """
     try:
-        with open(path, encoding="utf-8") as f:
-            results = json.load(f)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror}); evaluate the detector again.") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: is not valid json ({e}); evaluate the detector again.") from e
+        results = read_json(path)
+    except UserError as e:
+        raise UserError(f"{e} Evaluate the detector again.") from e
     if not isinstance(results, list):
         raise UserError(f"{path}: holds no list of detections; evaluate the detector again.")
     images, categories = set(image_ids), set(category_ids)
@@ -39,7 +34,7 @@ def read_results(path: str, image_ids: Collection[int], category_ids: Collection
     return results
 
 
-def _fault(result: object, images: set[int], categories: set[int]) -> str | None:
+def _fault(result: object, images: set[int | str], categories: set[int | str]) -> str | None:
     """What is wrong with a detection; None for a good one."""
     if not isinstance(result, dict):
         return "is not an object"
@@ -50,7 +45,7 @@ def _fault(result: object, images: set[int], categories: set[int]) -> str | None
         return "has no finite score"
     for key, known in (("image_id", images), ("category_id", categories)):
         value = result.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value not in known:
+        if type(value) not in (int, str) or value not in known:
             return f"has an unknown {key}, which its data set lacks"
     return None
 
