@@ -25,7 +25,7 @@ _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 hypothesis.settings.register_profile("suite", max_examples=40, derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile(
     "fuzz",
-    max_examples=500,
+    max_examples=100,
     database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / ".hypothesis/examples"),
     print_blob=True,
     **_COMMON,

@@ -10,7 +10,7 @@ from clq.errors import UserError
         ("MODEL: {CLQ: {TOWERS: }}", r"^MODEL\.CLQ\.TOWERS None: must be of type str"),
         (f"SOLVER: {{MAX_ITER: {10**30}}}", r"^SOLVER\.MAX_ITER: has an integer of 100 bits"),
         (f"SOLVER: {{MAX_ITER: 0x{'f' * 5000}}}", r"^SOLVER\.MAX_ITER: has an integer of 20000 bits"),
-        ("SOLVER: {STEPS: " + "[" * 11 + "]" * 11 + "}", r"^SOLVER\.STEPS: is nested more than 10 deep"),
+        (f"SOLVER: {{STEPS: {'[' * 12}{']' * 12}}}", r"^SOLVER\.STEPS: is nested more than 10 deep"),
     ],
 )
 def test_values_that_no_reader_expects_are_refused(value, message, tmp_path):
