@@ -9,7 +9,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -19,15 +18,14 @@ from urllib.parse import urlsplit
 
 import torch
 from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig
 
 import clq
 from clq.engine import heartbeat, torch_launcher
 from clq.engine.process_group import join_group, leave_group, place_of_torchrun, started_by_torchrun
-from clq.engine.signals import stop_signals
-from clq.errors import Interrupted, UserError
+from clq.engine.signals import InterruptedAtOnce, stop_signals
+from clq.errors import UserError
 from clq.utils.cli import count, message_of, positive, run_cli
 
 logger = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ def _launch(main: Callable, args: argparse.Namespace) -> int | None:
             nproc_per_node=processes,
             run_id="clq",
             max_restarts=0,
-            start_method="forkserver",  # imports everything once and not in each process
+            start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             **torch_launcher.settings(),
             **rendezvous,
@@ -169,19 +167,18 @@ def _start_rank(main: Callable, args: argparse.Namespace) -> None:
 @stop_signals(second_ends_process=True)
 def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
     """Runs ``main`` as a rank; returns the exit status. Of all ranks that fail, the first prints why, in one line."""
-    torch_launcher.receive_signals()
     try:
+        torch_launcher.receive_signals()
         return _join_and_run(main, args)
     except UserError as e:
         return _fail(message_of(e), status=2)
+    except InterruptedAtOnce as e:
+        return _fail(e.message, status=e.exit_status)
     except Exception as e:
         return _fail(f"{type(e).__name__}: {' '.join(str(e).split())}", status=1)
-    except BaseException as e:  # SystemExit, KeyboardInterrupt
+    except BaseException:  # SystemExit, KeyboardInterrupt
         if (beat := heartbeat.current()) is not None:
             beat.leave()
-        _limit_end(128 + signal.SIGINT)
-        if isinstance(e, Interrupted) and int(os.environ["RANK"]) > 0:  # rank 0 reports the signal
-            raise Interrupted(e.signum, "") from e
         raise
 
 
@@ -205,14 +202,22 @@ def _join_and_run(main: Callable, args: argparse.Namespace) -> int | None:
 
 
 def _fail(message: str, status: int) -> int:
-    """Reports the failure of this rank unless it follows from that of another one; returns the exit status."""
-    name = f"rank {comm.get_rank()}: " if status != 2 else ""
-    beat = heartbeat.current()
-    if beat is None:
-        print(f"{sys.argv[0]}: {name}{message}", file=sys.stderr)
-    first = beat.fail(name + message, status=status) if beat is not None else True
-    if first and status != 2:
-        logger.exception("Exception in rank %d:", comm.get_rank())
+    """Reports the failure of this rank unless it follows from that of another one; returns the exit status.
+
+    Args:
+        message: one line.
+        status: exit status: 2 for a mistake of the user, 128 + the number of a signal, otherwise 1.
+    """
+    rank = int(os.environ["RANK"])
+    if status == 1:
+        message = f"rank {rank}: {message}"
+    first = True
+    if (beat := heartbeat.current()) is not None:
+        first = beat.fail(message, status)
+    elif status <= 2 or rank == 0:  # a signal reaches all ranks
+        print(f"{sys.argv[0]}: {message}", file=sys.stderr)
+    if first and status == 1:
+        logger.exception("Exception in rank %d:", rank)
     _limit_end(status)
     return status
 

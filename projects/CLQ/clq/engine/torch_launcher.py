@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 
@@ -15,10 +16,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from clq.engine.signals import stop_signals
+from clq.engine.signals import InterruptedAtOnce, stop_signals
 from clq.errors import UserError, signal_name
 
 _SECONDS_TO_STOP = 600  # for ranks that a signal has reached; torch itself would end them after 30 s
+_SECONDS_OF_LEFT = 5  # for ranks that torch's launcher has left behind
+_PRELOADED = ["clq.engine.trainer"]  # imported once for all ranks
 _NAMES = "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"
 PASSED_ON = {getattr(signal, name) for name in _NAMES if hasattr(signal, name)}  # signals that reach the ranks
 
@@ -47,7 +50,7 @@ def run(config: LaunchConfig, rank: Callable, *args: object) -> int:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with stop_signals(), _handlers_restored():  # torch installs its own handlers when it has started the ranks
         try:
-            _start_fork_server()
+            start_fork_server()
             elastic_launch(config, rank)(*args)
             return 0
         except SignalException as e:  # passed on to the ranks, which have ended
@@ -68,13 +71,17 @@ def receive_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
-def _start_fork_server() -> None:
+def start_fork_server() -> None:
     """Starts the process that forks the ranks, and multiprocessing's other helper, such that no signal ends them.
 
     A terminal and SLURM send their signals to all processes of a job. Torch's launcher learns from the fork server
     whether a rank runs, and would end the ranks without it. The signals are blocked, which both processes inherit,
     because a signal that is ignored would be ignored by the ranks, too (:func:`~clq.engine.signals.stop_signals`).
+
+    Raises:
+        InterruptedAtOnce: a signal came while the fork server was importing.
     """
+    multiprocessing.set_forkserver_preload(_PRELOADED)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     try:
         resource_tracker.ensure_running()
@@ -82,14 +89,28 @@ def _start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    first = multiprocessing.get_context("forkserver").Process(target=int)  # does nothing, when the server has imported
+    try:
+        first.start()
+        first.join()
+    except InterruptedAtOnce:
+        if (server := getattr(forkserver._forkserver, "_forkserver_pid", None)) is not None:
+            os.kill(server, signal.SIGKILL)  # or it would end only after its imports
+        raise
 
 
 def _end_ranks(signum: int) -> None:
     """Ends ranks that torch's launcher has left: it was still starting them, or a second signal came."""
     left = multiprocessing.active_children()
     for process in left:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signum)  # type: ignore[arg-type]
+    end = time.monotonic() + _SECONDS_OF_LEFT
     for process in left:
+        process.join(max(end - time.monotonic(), 0))
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
         process.join()
     if left:
         print(f"{sys.argv[0]}: {signal_name(signum)}: {len(left)} rank(s) were ended at once.", file=sys.stderr)
