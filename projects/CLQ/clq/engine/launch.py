@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig
 import clq
 from clq.engine import heartbeat, torch_launcher
 from clq.engine.process_group import join_group, leave_group, place_of_torchrun, started_by_torchrun
-from clq.engine.signals import InterruptedAtOnce, stop_signals
+from clq.engine.signals import InterruptedAtOnce, deferred, stop_signals
 from clq.errors import UserError
 from clq.utils.cli import count, message_of, positive, run_cli
 
@@ -167,19 +167,23 @@ def _start_rank(main: Callable, args: argparse.Namespace) -> None:
 @stop_signals(second_ends_process=True)
 def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
     """Runs ``main`` as a rank; returns the exit status. Of all ranks that fail, the first prints why, in one line."""
+    failure: Exception | InterruptedAtOnce
     try:
-        torch_launcher.receive_signals()
-        return _join_and_run(main, args)
-    except UserError as e:
-        return _fail(message_of(e), status=2)
-    except InterruptedAtOnce as e:
-        return _fail(e.message, status=e.exit_status)
-    except Exception as e:
-        return _fail(f"{type(e).__name__}: {' '.join(str(e).split())}", status=1)
-    except BaseException:  # SystemExit, KeyboardInterrupt
-        if (beat := heartbeat.current()) is not None:
-            beat.leave()
-        raise
+        try:
+            torch_launcher.receive_signals()
+            return _join_and_run(main, args)
+        except Exception as e:
+            failure = e
+        except InterruptedAtOnce:
+            raise
+        except BaseException:  # SystemExit, KeyboardInterrupt
+            if (beat := heartbeat.current()) is not None:
+                beat.leave()
+            raise
+    except InterruptedAtOnce as e:  # perhaps raised while one of the others was caught
+        failure = e
+    with deferred():
+        return _fail(failure)
 
 
 def _join_and_run(main: Callable, args: argparse.Namespace) -> int | None:
@@ -201,23 +205,22 @@ def _join_and_run(main: Callable, args: argparse.Namespace) -> int | None:
     return status
 
 
-def _fail(message: str, status: int) -> int:
-    """Reports the failure of this rank unless it follows from that of another one; returns the exit status.
-
-    Args:
-        message: one line.
-        status: exit status: 2 for a mistake of the user, 128 + the number of a signal, otherwise 1.
-    """
+def _fail(failure: Exception | InterruptedAtOnce) -> int:
+    """Reports the failure of this rank unless it follows from that of another one; returns the exit status."""
     rank = int(os.environ["RANK"])
-    if status == 1:
-        message = f"rank {rank}: {message}"
+    if isinstance(failure, UserError):
+        message, status = message_of(failure), 2
+    elif isinstance(failure, InterruptedAtOnce):
+        message, status = failure.message, failure.exit_status
+    else:
+        message, status = f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())}", 1
     first = True
     if (beat := heartbeat.current()) is not None:
         first = beat.fail(message, status)
     elif status <= 2 or rank == 0:  # a signal reaches all ranks
         print(f"{sys.argv[0]}: {message}", file=sys.stderr)
     if first and status == 1:
-        logger.exception("Exception in rank %d:", rank)
+        logger.error("Exception in rank %d:", rank, exc_info=failure)
     _limit_end(status)
     return status
 
