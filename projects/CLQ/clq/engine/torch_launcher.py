@@ -21,7 +21,8 @@ from clq.errors import UserError, signal_name
 
 _SECONDS_TO_STOP = 600  # for ranks that a signal has reached; torch itself would end them after 30 s
 _SECONDS_OF_LEFT = 5  # for ranks that torch's launcher has left behind
-_PRELOADED = ["clq.engine.trainer"]  # imported once for all ranks
+# Modules that are imported once for all ranks. The first rank would import the last two later.
+_PRELOADED = ["clq.engine.trainer", "torch.utils.cpp_extension", "torch.utils.tensorboard"]
 _NAMES = "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"
 PASSED_ON = {getattr(signal, name) for name in _NAMES if hasattr(signal, name)}  # signals that reach the ranks
 
