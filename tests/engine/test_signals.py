@@ -1,4 +1,4 @@
-"""Signals inside one process; tests/test_signals.py has those of whole trainings."""
+"""Signals inside one process; tests/test_stop_signals.py has those of whole trainings."""
 
 import signal
 import threading

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import torch
 from detectron2.engine import default_argument_parser
+from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig
 
@@ -173,6 +174,8 @@ def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
             torch_launcher.receive_signals()
             return _join_and_run(main, args)
         except Exception as e:
+            if isinstance(e, UserError) and not distributed.is_initialized():  # nothing waits for other ranks yet
+                raise
             failure = e
         except InterruptedAtOnce:
             raise
