@@ -12,6 +12,10 @@ import torch
 import torch.utils.cpp_extension  # this and the next: or each process would import them
 import torch.utils.tensorboard
 
+# Overrides of the tiny config for a smaller backbone, because checkpoints of a ResNet-18 take long to write.
+SMALL = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
+SMALL += ["MODEL.RESNETS.WIDTH_PER_GROUP", 4]
+
 
 class Forked:
     """A process with a session and a process group of its own, as a shell starts it; ends with all others of it.

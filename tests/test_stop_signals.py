@@ -11,7 +11,7 @@ import pytest
 import torch
 from clq.engine.launch import argument_parser, launch_cli
 from clq.engine.step import TrainingStep
-from forked import Forked
+from forked import SMALL, Forked
 
 ROOT = Path(__file__).parents[1]
 ENDLESS = ["SOLVER.MAX_ITER", 100000]
@@ -26,7 +26,7 @@ def train(tiny, monkeypatch):
     import train_net
 
     def run(folder, *words):
-        argv = ["--config-file", tiny, *words, "OUTPUT_DIR", folder / "output", "DATASETS.TEST", "[]"]
+        argv = ["--config-file", tiny, *words, *SMALL, "OUTPUT_DIR", folder / "output", "DATASETS.TEST", "[]"]
         launch_cli(train_net.main, argument_parser().parse_args(list(map(str, argv))))
 
     return run

@@ -26,6 +26,7 @@ from clq.errors import STOP_SIGNALS, Interrupted, ended_at_once, signal_name
 # torchrun, SLURM and a terminal may each pass on the same signal, so that a process receives it several times.
 _SECONDS_OF_ONE_SIGNAL = 1.0
 _SECONDS_TO_REACT = 5.0
+_SECONDS_OF_ORPHANS = 0.5  # that a worker may outlive its process
 
 _Loader = TypeVar("_Loader", bound=Iterable)
 
@@ -211,14 +212,19 @@ def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
         init(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     others = {s for s in STOP_SIGNALS if s != signal.SIGINT}
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where these end a worker
+    if hasattr(signal, "sigtimedwait"):  # not on macOS, where these end a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, others)
-        threading.Thread(target=_end_for_parent, args=(others,), daemon=True).start()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker
+        threading.Thread(target=_end_for_parent, args=(others, parent.pid), daemon=True).start()
 
 
-def _end_for_parent(signals: set[int]) -> None:
-    while signal.sigwaitinfo(signals).si_pid != os.getppid():
-        pass
+def _end_for_parent(signals: set[int], parent: int) -> None:
+    """Ends this worker for a signal of its parent, and when that is gone: torch looks for it every 5 s only."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(signals, _SECONDS_OF_ORPHANS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -40,7 +40,7 @@ def _is_command() -> bool:
     """Whether this process runs train_net.py, demo.py or a script of tools/, or ``python -m clq.…``."""
     if sys.argv[0] == "-m":
         return any(pair[0] == "-m" and pair[1].startswith("clq.") for pair in itertools.pairwise(sys.orig_argv))
-    return bool(sys.argv[0]) and Path(sys.argv[0]).resolve().parent in (_ROOT, _ROOT / "tools")
+    return sys.argv[0].endswith(".py") and Path(sys.argv[0]).resolve().parent in (_ROOT, _ROOT / "tools")
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
