@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import cv2
@@ -48,6 +49,7 @@ class Forked:
         sys.stdout, sys.stderr = (path.open("w", buffering=1) for path in (self.output, self.errors))
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stderr.fileno(), 2)
+        forkserver._forkserver.__init__()  # that of the tests is not a child of this process
         torch.set_num_threads(1)  # pools of threads do not survive a fork
         cv2.setNumThreads(0)
 
