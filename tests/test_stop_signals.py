@@ -1,80 +1,114 @@
-"""Signals that reach a training from outside, in child processes."""
+"""Signals that reach trainings from outside."""
 
 import os
+import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from clq.engine.launch import argument_parser, launch_cli
+from clq.engine.step import TrainingStep
+from forked import SMALL, Forked
 
 ROOT = Path(__file__).parents[1]
-
-
-def children(pid):
-    """Process ids of the direct children, the workers of data loaders."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def interrupt(tiny, folder, *sent, opts=(), until="iter: "):
-    """Starts a training in a process group of its own and sends signals to the whole group, as a terminal does.
-
-    Returns:
-        The exit status, what it printed to stderr, and the workers that were left a second later.
-    """
-    argv = ["--config-file", tiny, "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 2, "SOLVER.MAX_ITER", 100000, *opts]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "train_net.py", *argv]
-    out = folder.parent / "out.txt"
-    with out.open("w") as stdout:
-        process = subprocess.Popen(
-            [*map(str, command)], env=env, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-    try:
-        while until not in out.read_text():
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.1)
-        workers = children(process.pid)
-        for signum in sent:
-            os.killpg(process.pid, signum)
-            time.sleep(1.2 if len(sent) > 1 else 0)
-        _, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    time.sleep(1)
-    assert workers or until != "iter: "
-    return process.returncode, err, [pid for pid in workers if is_running(pid)]
-
-
+ENDLESS = ["SOLVER.MAX_ITER", 100000]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def test_sigterm_to_all_processes_ends_after_a_step_with_a_checkpoint(tiny, tmp_path):
-    folder = tmp_path / "output"
-    status, err, left = interrupt(tiny, folder, signal.SIGTERM)
-    assert (status, left) == (143, [])
-    name = (folder / "last_checkpoint").read_text()
-    iteration = torch.load(folder / name, weights_only=True)["iteration"]
+@pytest.fixture
+def train(tiny, monkeypatch):
+    """``train(folder, *words)`` runs train_net.py and raises SystemExit."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    import train_net
+
+    def run(folder, *words):
+        argv = ["--config-file", tiny, *words, *SMALL, "OUTPUT_DIR", folder / "output", "DATASETS.TEST", "[]"]
+        launch_cli(train_net.main, argument_parser().parse_args(list(map(str, argv))))
+
+    return run
+
+
+def last_iteration(folder):
+    """Iteration of the newest checkpoint, whose name says the same, or -1."""
+    path = folder / "output/last_checkpoint"
+    if not path.exists():
+        return -1
+    name = path.read_text()
+    iteration = torch.load(path.parent / name, weights_only=True)["iteration"]
     assert name == f"model_{iteration:07d}.pth"
-    assert f"SIGTERM: stopped after iteration {iteration}; the same command with --resume continues" in err
-    assert "Traceback" not in err
+    return iteration
 
 
-def test_a_second_signal_ends_at_once_without_a_checkpoint(tiny, tmp_path):
-    """The first one waits for a step that this many images make long."""
-    folder = tmp_path / "output"
-    opts = ["SOLVER.IMS_PER_BATCH", 256, "INPUT.MIN_SIZE_TRAIN", "[256]"]
-    status, err, left = interrupt(tiny, folder, signal.SIGINT, signal.SIGINT, opts=opts, until="Starting training")
-    assert (status, left) == (130, [])
-    assert "SIGINT again: ended at once, without a checkpoint." in err
-    assert not list(folder.glob("*.pth"))
+def stopped(signum, folder):
+    """The line that a training prints."""
+    i = last_iteration(folder)
+    path = folder / f"output/model_{i:07d}.pth"
+    return f"{signum.name}: stopped after iteration {i}; the same command with --resume continues from {path}."
+
+
+def test_sigterm_to_all_processes_ends_after_a_step_with_a_checkpoint(train, tmp_path):
+    with Forked(lambda: train(tmp_path, *ENDLESS, "DATALOADER.NUM_WORKERS", 2), tmp_path) as training:
+        training.wait_for(lambda: "iter: " in training.output.read_text())
+        assert len(training.processes()) == 3
+        os.killpg(training.pid, signal.SIGTERM)
+        assert training.status() == 143
+    assert training.lines() == [stopped(signal.SIGTERM, tmp_path)]
+    assert "Traceback" not in training.errors.read_text()
+
+
+def test_a_second_signal_ends_at_once_without_a_checkpoint(train, tmp_path, monkeypatch):
+    """The first one waits for a step that does not end."""
+    monkeypatch.setattr(TrainingStep, "_backward", lambda step, loss: time.sleep(600))
+    words = *ENDLESS, "DATALOADER.NUM_WORKERS", 2
+    with Forked(lambda: train(tmp_path, *words), tmp_path) as training:
+        training.wait_for(lambda: len(training.processes()) == 3)
+        time.sleep(1)
+        os.killpg(training.pid, signal.SIGINT)
+        time.sleep(1.2)
+        assert len(training.processes()) == 3
+        os.killpg(training.pid, signal.SIGINT)
+        assert training.status() == 130
+    assert training.lines() == ["SIGINT again: ended at once, without a checkpoint."]
+    assert not list(tmp_path.glob("output/*.pth"))
+
+
+def test_signals_to_all_processes_of_two_ranks(train, tmp_path):
+    """Each signal leaves one checkpoint, one line and its status. The launcher and its fork server serve all jobs."""
+    signums = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+
+    def train_often():
+        for i in range(4):
+            iterations = 100000 if i < 3 else last_iteration(tmp_path) + 3
+            words = "--num-processes", 2, "--resume", "DATALOADER.NUM_WORKERS", 1, "SOLVER.CHECKPOINT_PERIOD", 2
+            with pytest.raises(SystemExit) as exited:
+                train(tmp_path, *words, "SOLVER.MAX_ITER", iterations)
+            (tmp_path / f"status{i}").write_text(str(exited.value.code))
+
+    expected, begin = [], -1
+    with Forked(train_often, tmp_path) as job:
+        for i, signum in enumerate(signums):
+            job.wait_for(lambda begin=begin: last_iteration(tmp_path) > begin)
+            os.killpg(job.pid, signum)
+            job.wait_for((tmp_path / f"status{i}").exists)
+            assert int((tmp_path / f"status{i}").read_text()) == 128 + signum
+            begin = last_iteration(tmp_path)
+            expected.append(stopped(signum, tmp_path))
+            assert job.lines() == expected
+        job.status()
+    assert (tmp_path / "status3").read_text() == "0"
+    assert job.lines() == expected
+    check_written_by_one(tmp_path / "output", begin)
+
+
+def check_written_by_one(output, begin):
+    """The files of the training of two ranks, resumed after iteration ``begin`` for two more."""
+    names = {re.sub(r"_\d{7}", "", path.name) for path in output.iterdir() if not path.name.startswith("events")}
+    final = {"finished", "model_final.pth", "model_final.safetensors"}
+    assert names == {"config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model.pth"} | final
+    log = (output / "log.txt").read_text()
+    assert log.count("Rank of current process: 0. World size: 2") == 4  # one of each job, and none of rank 1
+    assert f"Starting training from iteration {begin + 1}" in log

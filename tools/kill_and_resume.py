@@ -9,11 +9,13 @@ and model_final_ema.pth must then be equal, bit by bit, to those of the same tra
 take turns between several settings, and the interrupted trainings evaluate at other iterations than the uninterrupted.
 
 This process imports everything once and forks the trainings, which therefore start within a fraction of a second. The
-exit status is 1 if a round differs. Its folder is then kept.
+exit status is 1 if a round differs, fails, or has a training that takes longer than --limit seconds, whose stacks are
+then written. The folder of such rounds is kept.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -24,7 +26,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
@@ -33,11 +34,13 @@ import numpy as np
 import torch
 import torch.utils.cpp_extension  # this and the next: or each training would import them
 import torch.utils.tensorboard
+from clq.checkpoint.comparison import compare
 from clq.engine.launch import argument_parser, launch_cli
 from clq.utils.cli import positive, run_cli
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+_SECONDS_FOR_STACKS = 10
 KILLS = 3  # times that a training is killed at most; it is then left to finish
 
 COMMON = [
@@ -85,6 +88,7 @@ def parse_args(argv=None):
     parser.add_argument("--rounds", type=positive, default=20, help="number of rounds; default: 20")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments at which it kills; default: 0")
     parser.add_argument("--settings", type=positive, default=len(SETTINGS), help="number of settings; default: all")
+    parser.add_argument("--limit", type=positive, default=300, help="seconds for one training; default: 300")
     return parser.parse_args(argv)
 
 
@@ -107,41 +111,53 @@ def write_dataset(folder: Path, name: str, num_images: int, seed: int) -> dict[s
     return {"name": f"kill_and_resume_{name}", "json": str(folder / f"{name}.json"), "images": str(folder / name)}
 
 
-def train(output: Path, opts: list[str], kill_after: float | None = None) -> int | None:
+def train(output: Path, opts: list[str], limit: float, kill_after: float | None = None) -> int | None:
     """Trains in a forked process with --resume.
 
     Args:
         output: OUTPUT_DIR; what the process prints is appended to stdout.txt in it.
         opts: path of a config and overrides.
+        limit: seconds after which the process counts as stalled. It and its workers are then ended, and their stacks
+            are appended as well.
         kill_after: seconds after which the process is killed; None lets it finish.
 
     Returns:
-        The exit status, or None if the process was killed.
+        The exit status, -SIGABRT if it stalled, or None if the process was killed.
     """
     output.mkdir(exist_ok=True)
-    start, process = time.monotonic(), os.fork()
+    start, process, stalled = time.monotonic(), os.fork(), False
     if process == 0:
         _train_here(output, opts)
     while True:
         finished, status = os.waitpid(process, os.WNOHANG)
-        if not finished and kill_after is not None and time.monotonic() - start >= kill_after:
+        seconds = time.monotonic() - start
+        if not finished and kill_after is not None and seconds >= kill_after:
             os.kill(process, signal.SIGKILL)
             finished, status = os.waitpid(process, 0)
         if finished:
             break
+        if seconds >= limit and not stalled:
+            stalled = True
+            os.killpg(process, signal.SIGABRT)  # faulthandler writes the stacks
+        if seconds >= limit + _SECONDS_FOR_STACKS:
+            os.kill(process, signal.SIGKILL)
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # workers, which would notice the end of the training only after 5 s
-    return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+        os.killpg(process, signal.SIGKILL)  # workers, which notice the end of the training a little later
+    if stalled:
+        return -signal.SIGABRT
+    return None if os.WIFSIGNALED(status) and kill_after is not None else os.waitstatus_to_exitcode(status)
 
 
 def _train_here(output: Path, opts: list[str]) -> None:
     """Becomes a training of its own, and exits."""
     try:
         os.setsid()
+        tempfile.tempdir = str(output.parent)  # for what it leaves there when it is killed
         log = os.open(output / "stdout.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.enable(2)  # in workers, too
         torch.set_num_threads(1)  # pools of threads do not survive a fork
         cv2.setNumThreads(0)
         config, *overrides = opts
@@ -156,37 +172,20 @@ def _train_here(output: Path, opts: list[str]) -> None:
         os._exit(1)
 
 
-def differences(result: object, expected: object, name: str = "") -> Iterator[str]:
-    """Yields the names of all entries of a checkpoint that are not equal bit by bit."""
-    if isinstance(result, dict) and isinstance(expected, dict) and result.keys() == expected.keys():
-        for key in expected:
-            yield from differences(result[key], expected[key], f"{name}/{key}")
-    elif isinstance(result, (list, tuple)) and isinstance(expected, (list, tuple)) and len(result) == len(expected):
-        for i, pair in enumerate(zip(result, expected, strict=True)):
-            yield from differences(*pair, f"{name}/{i}")
-    elif isinstance(result, torch.Tensor) and isinstance(expected, torch.Tensor):
-        same = result.dtype == expected.dtype and result.shape == expected.shape
-        if not same or result.numpy().tobytes() != expected.numpy().tobytes():
-            yield name
-    elif type(result) is not type(expected) or result != expected:
-        yield name
+def failure(folder: Path, status: int) -> str:
+    """Describes how a training failed.
+
+    Args:
+        folder: OUTPUT_DIR.
+        status: result of :func:`train`.
+    """
+    if status == -signal.SIGABRT:
+        return f"stalled, see the stacks at the end of {folder}/stdout.txt"
+    printed = (folder / "stdout.txt").read_text().strip().splitlines()
+    return f"exit status {status}: {printed[-1] if printed else 'nothing was printed'}"
 
 
-def compare(folder: Path, reference: Path) -> list[str]:
-    """Compares the final files of a training with those of the uninterrupted one; returns what differs."""
-    found = []
-    for path in sorted(reference.glob("model_final*.pth")):
-        if not (folder / path.name).is_file():
-            found.append(f"{path.name} is missing")
-            continue
-        pair = [torch.load(p, weights_only=True) for p in (folder / path.name, path)]
-        for checkpoint in pair:  # the best evaluation so far: the two trainings evaluate at other iterations
-            checkpoint.get("trainer", {}).get("hooks", {}).pop("BestCheckpoint", None)
-        found += differences(*pair, path.name)
-    return found
-
-
-def kill_and_resume(folder: Path, opts: list[str], rng: random.Random, seconds: float) -> tuple[int, str]:
+def kill_and_resume(folder: Path, opts: list[str], rng: random.Random, seconds: float, limit: float) -> tuple[int, str]:
     """Trains in a folder, with interruptions; returns their number and, if the training failed, what it printed last.
 
     Args:
@@ -194,15 +193,16 @@ def kill_and_resume(folder: Path, opts: list[str], rng: random.Random, seconds: 
         opts: path of a config and overrides.
         rng: source of the random moments, and of the iterations with an evaluation.
         seconds: time that the training takes without interruption.
+        limit: as in :func:`train`.
     """
     kills = 0
     while True:
         delay = rng.uniform(0, seconds) if kills < KILLS else None
-        status = train(folder, [*opts, "TEST.EVAL_PERIOD", str(rng.choice((0, 4)))], delay)
+        status = train(folder, [*opts, "TEST.EVAL_PERIOD", str(rng.choice((0, 4)))], limit, delay)
         if status is None:
             kills += 1
         elif status:
-            return kills, f"exit status {status}: {(folder / 'stdout.txt').read_text().strip().splitlines()[-1]}"
+            return kills, failure(folder, status)
         elif kills:
             return kills, ""
         else:  # it was finished before its time: once more
@@ -220,15 +220,15 @@ def main(argv=None):
     references, seconds = {}, {}
     for i, (name, opts) in enumerate(chosen.items()):
         references[name], start = folder / f"reference_{i}", time.monotonic()
-        if status := train(references[name], opts):
-            print(f"{name}: exit status {status}, see {references[name]}/stdout.txt")
+        if status := train(references[name], opts, args.limit):
+            print(f"{name}: {failure(references[name], status)}")
             return 1
         seconds[name] = time.monotonic() - start
         print(f"{name}: {seconds[name]:.1f} s without interruption", flush=True)
     equal, total, begin = 0, 0, time.monotonic()
     for i in range(args.rounds):
         name, output = list(chosen)[i % len(chosen)], folder / f"round_{i}"
-        kills, problem = kill_and_resume(output, chosen[name], rng, seconds[name])
+        kills, problem = kill_and_resume(output, chosen[name], rng, seconds[name], args.limit)
         found = [problem] if problem else compare(output, references[name])
         result = f"{len(found)} differ: {found[:3]}" if found else "equal"
         print(f"round {i + 1}, {name}: {kills} kills: {result}", flush=True)

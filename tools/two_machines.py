@@ -3,8 +3,10 @@
 
 The machines are two network namespaces on this host, joined by a veth pair. Each runs torchrun with one rank on the
 CPU; one machine is enough to go on (--nnodes 1:2). When the first checkpoint is written, the link of the second machine
-is taken down. The rank of each machine has to end within --limit seconds and say why in one line; torchrun then has to
-start the rank of the first machine again, from the checkpoint, and come to the end of the training.
+is taken down. The rank of each machine has to end within --limit seconds and say why in one line. Torchrun then has to
+start the rank of the first machine again, from the checkpoint, and that has to come to the last iteration. No process
+of the training may be left on the second machine. Its torchrun itself waits until TCP gives its connection up, about 15
+minutes with the defaults of Linux; it is killed, as a scheduler would kill it.
 
 It takes root and the command `ip`; where namespaces are not permitted, it says so and exits with status 77.
 
@@ -12,14 +14,18 @@ tools/two_machines.py --config-file tiny.yaml --output output/two_machines SOLVE
 """
 
 import argparse
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import clq
+from clq.engine.signals import stop_signals
 from clq.errors import UserError
 from clq.utils.cli import positive, run_cli
 
@@ -58,9 +64,18 @@ def join_namespaces() -> None:
         ip("-n", name, "link", "set", "lo", "up")
 
 
+def processes(name: str) -> list[int]:
+    """Process ids of all that runs in a namespace."""
+    listed = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
 def remove_namespaces() -> None:
-    """Removes the namespaces, and their links with them."""
+    """Removes the namespaces with their processes and links."""
     for name in _NAMES:
+        for pid in processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
@@ -106,41 +121,52 @@ def run(args: argparse.Namespace) -> None:
     """Trains on two machines, cuts one off, and waits for what has to follow."""
     training, outputs = args.output / "training", [args.output / f"machine{i}.txt" for i in range(2)]
     machines = [start(0, args), start(1, args)]
-    try:
-        wait_for("a checkpoint", (training / "last_checkpoint").exists, args.patience)
-        joined = "World size: 2" in (training / "log.txt").read_text()
-        if not joined or any(machine.poll() is not None for machine in machines):
-            raise UserError("The machines did not train together until the first checkpoint; see machine*.txt.")
-        print(f"Trained on two machines until {(training / 'last_checkpoint').read_text()}; now the link is cut.")
-        begin = time.monotonic()
-        ip("-n", _NAMES[1], "link", "set", _LINKS[1], "down")
-        for i in range(2):
-            wait_for(f"machine {i} ends", lambda i=i: reason(outputs[i]), args.limit - (time.monotonic() - begin))
-            print(f"Machine {i} ended after at most {time.monotonic() - begin:.1f} s: {reason(outputs[i])}")
-        wait_for("torchrun ends on the second machine", lambda: machines[1].poll() is not None, args.patience)
-        print(f"Its torchrun ended after {time.monotonic() - begin:.1f} s with exit status {machines[1].returncode}.")
-        seconds = wait_for("the first machine goes on", lambda: machines[0].poll() is not None, args.patience)
-        iterations = re.findall(r"Starting training from iteration (\d+)", (training / "log.txt").read_text())
-        print(
-            f"The first machine began in iterations {', '.join(iterations)}, and ended {seconds:.1f} s later with exit "
-            f"status {machines[0].returncode}."
-        )
-        if machines[0].returncode != 0 or len(iterations) < 2 or iterations[-1] == "0":
-            raise UserError("The first machine did not go on from the checkpoint; see machine0.txt.")
-    finally:
-        for machine in machines:
-            machine.terminate()  # torchrun ends its ranks
-            machine.wait()
+    wait_for("a checkpoint", (training / "last_checkpoint").exists, args.patience)
+    if "World size: 2" not in (training / "log.txt").read_text() or any(m.poll() is not None for m in machines):
+        raise UserError("The machines did not train together until the first checkpoint; see machine*.txt.")
+    begin = time.monotonic()
+    ip("-n", _NAMES[1], "link", "set", _LINKS[1], "down")
+    saved = int(re.findall(r"\d+", (training / "last_checkpoint").read_text())[0])
+    print(f"Trained on two machines until the checkpoint of iteration {saved}; then the link was cut.", flush=True)
+    for i in range(2):
+        wait_for(f"machine {i} ends", lambda i=i: reason(outputs[i]), args.limit - (time.monotonic() - begin))
+        print(f"Machine {i} reported after {time.monotonic() - begin:.1f} s: {reason(outputs[i])}", flush=True)
+    left = args.limit - (time.monotonic() - begin)
+    wait_for("the second machine's rank ends", lambda: set(processes(_NAMES[1])) <= {machines[1].pid}, left)
+    print(f"After {time.monotonic() - begin:.1f} s, no process of the training was left on machine 1.", flush=True)
+    wait_for("the first machine comes to the end", lambda: machines[0].poll() is not None, args.patience)
+    print(f"The torchrun of machine 0 ended with exit status {machines[0].returncode}.")
+    check_training(training, saved, clq.setup_cfg(args.config_file, args.opts).SOLVER.MAX_ITER)
 
 
+def check_training(folder: Path, saved: int, max_iter: int) -> None:
+    """Checks that a training went on after its checkpoint and came to its end.
+
+    Args:
+        folder: OUTPUT_DIR.
+        saved: iteration of the checkpoint.
+        max_iter: number of iterations.
+
+    Raises:
+        UserError: it did not.
+    """
+    begun = [int(x) for x in re.findall(r"Starting training from iteration (\d+)", (folder / "log.txt").read_text())]
+    path = folder / "finished"
+    done = int(path.read_text()) if path.exists() else None
+    print(f"Its trainings began in iterations {', '.join(map(str, begun))}; {done} of {max_iter} iterations are done.")
+    if begun != [0, saved + 1] or done != max_iter:
+        raise UserError("The first machine did not go on from the checkpoint to the end; see machine0.txt.")
+
+
+@stop_signals()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.output.exists():
         raise UserError(f"--output {args.output}: exists; name another folder.")
     try:
+        remove_namespaces()  # of a run that was killed
         join_namespaces()
     except (OSError, subprocess.CalledProcessError) as e:
-        remove_namespaces()
         print(f"Skipped: network namespaces are not permitted here ({getattr(e, 'stderr', None) or e}).")
         return _SKIPPED
     try:

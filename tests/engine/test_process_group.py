@@ -1,19 +1,21 @@
-"""Two ranks on the CPU, started by the project's launcher: what they compute, what they write, and how they end."""
+"""Two ranks on the CPU, started by the project's launcher: what they compute, and how the failure of one ends both.
+
+tests/test_stop_signals.py has whole trainings of two ranks.
+"""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import clq
 import pytest
 import torch
 from clq.data.datasets import fill_num_classes
+from clq.engine import torch_launcher
 from clq.engine.launch import argument_parser, launch_cli
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
@@ -23,6 +25,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT = 2  # seconds for which a rank may be stopped
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="heartbeats read /proc")
 
 
@@ -90,12 +93,11 @@ def fail(args):
 @pytest.fixture(scope="module")
 def ranks_stderr(tmp_path_factory):
     """What all ranks write to stderr: a file, because the process that forks them keeps its own from test to test."""
-    multiprocessing.set_forkserver_preload(["clq.engine.trainer"])  # imported once for all ranks
     path, own = tmp_path_factory.mktemp("ranks") / "stderr", os.dup(2)
     with path.open("w") as f:
         os.dup2(f.fileno(), 2)
     try:
-        forkserver.ensure_running()
+        torch_launcher.start_fork_server()
     finally:
         os.dup2(own, 2)
         os.close(own)
@@ -155,27 +157,6 @@ def test_two_ranks_evaluate_each_image_once(launch, tiny, trained, tmp_path):
         assert [x["score"] for x in ours] == pytest.approx([x["score"] for x in theirs], abs=1e-4)
 
 
-def test_a_training_of_two_ranks_is_written_by_one(launch, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    import train_net
-
-    output = tmp_path / "output"
-    assert launch(train_net.main, output, 2, "SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 1) == 0
-    names = {path.name for path in output.iterdir() if not path.name.startswith("events")}
-    assert names == {
-        "config.yaml",
-        "inference",
-        "last_checkpoint",
-        "log.txt",
-        "metrics.json",
-        "model_final.safetensors",
-        "finished",
-        "model_final.pth",
-    }
-    assert len(list(output.glob("events*"))) == 1
-    assert "Rank of current process: 0. World size: 2" in (output / "log.txt").read_text()
-
-
 @pytest.mark.parametrize(
     ("way", "status", "lines"),
     [
@@ -187,8 +168,8 @@ def test_a_training_of_two_ranks_is_written_by_one(launch, tmp_path, monkeypatch
 )
 def test_the_end_of_one_rank_ends_the_other_with_one_line(way, status, lines, launch, ranks_stderr, tmp_path, capfd):
     start, before = time.monotonic(), len(ranks_stderr.read_text())
-    assert launch(fail, tmp_path / way, 2, words=("--heartbeat-timeout", 2)) == status
-    assert time.monotonic() - start < 60
+    assert launch(fail, tmp_path / way, 2, words=("--heartbeat-timeout", TIMEOUT)) == status
+    assert time.monotonic() - start < 100 * TIMEOUT  # on any machine; torch's own time-out is 1800 s
     written = ranks_stderr.read_text()[before:] + capfd.readouterr().err
     found = [line.partition(": ")[2] for line in written.splitlines() if line.startswith(sys.argv[0])]
     assert len(found) in (len(lines), len([line for line in lines if not line.endswith("|")]))

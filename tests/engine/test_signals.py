@@ -1,6 +1,9 @@
-"""Signals inside one process; tests/test_signals.py has those of whole trainings."""
+"""Signals inside one process; tests/test_stop_signals.py has those of whole trainings."""
 
+import multiprocessing
+import os
 import signal
+import sys
 import threading
 import time
 
@@ -9,6 +12,7 @@ import pytest
 from clq.engine import signals
 from clq.errors import Interrupted
 from clq.utils.cli import run_cli
+from forked import Forked
 
 
 def status_of(main):
@@ -88,3 +92,22 @@ def test_the_innermost_of_two_contexts_changes_nothing():
         with signals.stop_signals():
             assert signal.getsignal(signal.SIGTERM) == outer
         assert signal.getsignal(signal.SIGTERM) == outer
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_of_a_killed_process_end_although_they_do_not_look_for_it(tmp_path):
+    def work(ready):
+        signals.start_worker(0)
+        ready.touch()
+        time.sleep(600)
+
+    def load():
+        context = multiprocessing.get_context("fork")
+        for i in range(2):
+            context.Process(target=work, args=(tmp_path / f"ready{i}",), daemon=True).start()
+        time.sleep(600)
+
+    with Forked(load, tmp_path) as process:
+        process.wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.status() == -signal.SIGKILL

@@ -58,12 +58,12 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path):
 def test_a_kill_leaves_the_old_content_and_a_temporary_file_that_the_next_start_removes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    # The child sees these two modules only (-S: no site packages), because the package itself takes seconds to import.
+    # The child sees these two modules only (-SE: no site packages, no PYTHONPATH): importing all takes seconds.
     package, stub = Path(clq.__file__).parent, tmp_path / "lib" / "clq"
     (stub / "utils").mkdir(parents=True)
     for name in ("errors.py", "utils/files.py"):
         shutil.copy(package / name, stub / name)
-    done = subprocess.run([sys.executable, "-S", "-c", KILLED_WHILE_WRITING, str(path), str(tmp_path / "lib")])
+    done = subprocess.run([sys.executable, "-SE", "-c", KILLED_WHILE_WRITING, str(path), str(tmp_path / "lib")])
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old" and len(list(tmp_path.glob(".a.*"))) == 1
     remove_temporary_files(str(tmp_path))

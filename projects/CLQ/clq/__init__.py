@@ -7,6 +7,10 @@ Detectron2. It may be imported before or after Detectron2.
 import sys
 import warnings
 
+from clq.utils import early_signals
+
+early_signals.install()  # before the imports that take seconds
+
 # `python -m clq.doctor` has to work in environments where the modules below cannot be imported.
 if "clq.doctor" not in sys.orig_argv:
     with warnings.catch_warnings():

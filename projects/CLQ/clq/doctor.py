@@ -1,6 +1,7 @@
 """Reports what is installed, whether it works, and how to fix what does not: ``python -m clq.doctor``.
 
-Only the standard library is imported at module level, because this module has to work in broken environments.
+Nothing but the standard library is imported at module level, here and in what this imports, because this module has to
+work in broken environments.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+
+from clq.utils.cli import run_cli
 
 INSTALL = "run make .venv or, in your own environment, pip install --upgrade "
 PACKAGES = {  # distribution name: module to import. torch and torchvision are checked separately, before these.
@@ -244,4 +247,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

@@ -4,6 +4,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+# Signals that ask a process to end: Ctrl-C, and both of those that SLURM can send.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 class UserError(Exception):
     """A mistake in what the user provided: a file, a config key, a data set or a checkpoint.
@@ -50,6 +53,11 @@ def one_line(text: str) -> str:
 def signal_name(signum: int) -> str:
     """The name of a signal, such as SIGTERM."""
     return signal.Signals(signum).name
+
+
+def ended_at_once(signum: int) -> str:
+    """The line of a process that a signal has ended where there was nothing to save."""
+    return f"{signal_name(signum)}: ended before it was done; the same command starts again."
 
 
 @contextlib.contextmanager

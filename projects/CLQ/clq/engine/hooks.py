@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
 from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
@@ -21,6 +21,23 @@ from clq.engine.heartbeat import Heartbeat
 logger = logging.getLogger(__name__)
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class ResumablePreciseBN(PreciseBN):
+    """Detectron2's PreciseBN on images that follow from the seed and the iteration, as the batches of a step do.
+
+    Its data loader has to be a :class:`~clq.data.loader.TrainLoader`. Each update begins with the batch of the next
+    iteration, in the order of the training.
+    """
+
+    def update_stats(self) -> None:
+        """Computes the statistics."""
+        if self._disabled:
+            return
+        self._data_loader.seed = self.trainer._trainer.data_loader.seed  # that of the training that is resumed
+        self._data_loader.start = self.trainer.iter + 1
+        super().update_stats()
+        self._data_iter = None  # with its workers
 
 
 class EMAHook(HookBase):

@@ -6,30 +6,26 @@ the same environment either way, and from then on does the same.
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 import torch
 from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-from torch.distributed import DistNetworkError
+from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.launcher.api import LaunchConfig
 
 import clq
-from clq.engine import heartbeat
+from clq.engine import heartbeat, torch_launcher
 from clq.engine.process_group import join_group, leave_group, place_of_torchrun, started_by_torchrun
+from clq.engine.signals import InterruptedAtOnce, deferred, stop_signals
 from clq.errors import UserError
 from clq.utils.cli import count, message_of, positive, run_cli
 
@@ -87,53 +83,12 @@ def _launch(main: Callable, args: argparse.Namespace) -> int | None:
             nproc_per_node=processes,
             run_id="clq",
             max_restarts=0,
-            start_method="forkserver",  # imports everything once and not in each process
+            start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **_signals_to_pass_on(),  # type: ignore[arg-type]
+            **torch_launcher.settings(),
             **rendezvous,
         )
-        return _run_launcher(config, main, args)
-
-
-def _signals_to_pass_on() -> dict[str, str]:
-    """The setting of torch's launcher that also passes SIGUSR1 on to the ranks, where this torch has it."""
-    names = [field.name for field in dataclasses.fields(LaunchConfig)]
-    key = "signals_to_handle"
-    return {key: "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"} if key in names else {}
-
-
-def _run_launcher(config: LaunchConfig, main: Callable, args: argparse.Namespace) -> int:
-    """Runs the processes of this machine; returns the exit status."""
-    for name in logging.root.manager.loggerDict:  # the ranks report what happens in one line
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with _handlers_restored():
-            elastic_launch(config, _start_rank)(main, args)
-        return 0
-    except SignalException as e:  # passed on to the ranks, which have ended
-        return 128 + e.sigval
-    except DistNetworkError as e:
-        reason = str(e).splitlines()[0]
-        raise UserError(f"{config.rdzv_endpoint}: the processes cannot meet there ({reason}); see --dist-url.") from e
-    except ChildFailedError as e:
-        for rank, failure in e.failures.items():
-            if failure.exitcode < 0 and "status" not in failure.error_file_data:
-                print(f"{sys.argv[0]}: rank {rank} was ended by {failure.signal_name()}.", file=sys.stderr)
-        _, first = e.get_first_failure()
-        return first.error_file_data.get("status", max(first.exitcode, 1))
-
-
-@contextlib.contextmanager
-def _handlers_restored() -> Iterator[None]:
-    """Restores the handlers of signals, which torch's launcher replaces for good."""
-    before = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            if handler is not None and signal.getsignal(signum) is not handler:
-                signal.signal(signum, handler)
+        return torch_launcher.run(config, _start_rank, main, args)
 
 
 def _processes_per_machine(args: argparse.Namespace, machines: int) -> int:
@@ -210,8 +165,31 @@ def _start_rank(main: Callable, args: argparse.Namespace) -> None:
     run_cli(_run_rank, main, args)
 
 
+@stop_signals(second_ends_process=True)
 def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
     """Runs ``main`` as a rank; returns the exit status. Of all ranks that fail, the first prints why, in one line."""
+    failure: Exception | InterruptedAtOnce
+    try:
+        try:
+            torch_launcher.receive_signals()
+            return _join_and_run(main, args)
+        except Exception as e:
+            if isinstance(e, UserError) and not distributed.is_initialized():  # nothing waits for other ranks yet
+                raise
+            failure = e
+        except InterruptedAtOnce:
+            raise
+        except BaseException:  # SystemExit, KeyboardInterrupt
+            if (beat := heartbeat.current()) is not None:
+                beat.leave()
+            raise
+    except InterruptedAtOnce as e:  # perhaps raised while one of the others was caught
+        failure = e
+    with deferred():
+        return _fail(failure)
+
+
+def _join_and_run(main: Callable, args: argparse.Namespace) -> int | None:
     try:
         place = place_of_torchrun()
         for name in _CHOOSE_PROCESSES:
@@ -224,32 +202,34 @@ def _run_rank(main: Callable, args: argparse.Namespace) -> int | None:
         raise
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         args.resume = True  # torchrun has started the job again
-    try:
-        join_group(place, device, args.heartbeat_timeout)
-        status = main(args)
-        leave_group()
-        return status
-    except UserError as e:
-        return _fail(message_of(e), status=2)
-    except Exception as e:
-        return _fail(f"{type(e).__name__}: {' '.join(str(e).split())}", status=1)
-    except BaseException:  # SystemExit, KeyboardInterrupt
-        if (beat := heartbeat.current()) is not None:
-            beat.leave()
-        raise
+    join_group(place, device, args.heartbeat_timeout)
+    status = main(args)
+    leave_group()
+    return status
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(failure: Exception | InterruptedAtOnce) -> int:
     """Reports the failure of this rank unless it follows from that of another one; returns the exit status."""
-    name = f"rank {comm.get_rank()}: " if status != 2 else ""
-    beat = heartbeat.current()
-    if beat is None:
-        print(f"{sys.argv[0]}: {name}{message}", file=sys.stderr)
-    first = beat.fail(name + message, status=status) if beat is not None else True
-    if first and status != 2:
-        logger.exception("Exception in rank %d:", comm.get_rank())
-    # Other ranks are gone, and what waits for them when the interpreter ends must not keep this process.
+    rank = int(os.environ["RANK"])
+    if isinstance(failure, UserError):
+        message, status = message_of(failure), 2
+    elif isinstance(failure, InterruptedAtOnce):
+        message, status = failure.message, failure.exit_status
+    else:
+        message, status = f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())}", 1
+    first = True
+    if (beat := heartbeat.current()) is not None:
+        first = beat.fail(message, status)
+    elif status <= 2 or rank == 0:  # a signal reaches all ranks
+        print(f"{sys.argv[0]}: {message}", file=sys.stderr)
+    if first and status == 1:
+        logger.error("Exception in rank %d:", rank, exc_info=failure)
+    _limit_end(status)
+    return status
+
+
+def _limit_end(status: int) -> None:
+    """Ends this process soon, even if something waits for ranks that are gone when the interpreter ends."""
     timer = threading.Timer(_SECONDS_TO_END, os._exit, (status,))
     timer.daemon = True
     timer.start()
-    return status

@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch.utils.data import DataLoader
 
-from clq.errors import Interrupted, signal_name
-
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from clq.engine import heartbeat
+from clq.errors import STOP_SIGNALS, Interrupted, ended_at_once, signal_name
 
 # torchrun, SLURM and a terminal may each pass on the same signal, so that a process receives it several times.
 _SECONDS_OF_ONE_SIGNAL = 1.0
+_SECONDS_TO_REACT = 5.0
+_SECONDS_OF_ORPHANS = 0.5  # that a worker may outlive its process
 
 _Loader = TypeVar("_Loader", bound=Iterable)
 
@@ -38,7 +39,7 @@ class InterruptedAtOnce(Interrupted):
     """
 
     def __init__(self, signum: int):
-        super().__init__(signum, f"{signal_name(signum)}: ended before it was done; the same command starts again.")
+        super().__init__(signum, ended_at_once(signum))
 
 
 class _Handlers:
@@ -75,7 +76,7 @@ class _Handlers:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """Has a thread watch for the second signal.
+        """Has a thread watch for the second signal, and for a first one that has no effect.
 
         The main thread may be in a backward pass, or wait for another process, for long before it runs a handler.
         Python writes the number of each signal to a socket at once.
@@ -96,22 +97,39 @@ class _Handlers:
 
     def _watch(self, reader: socket.socket) -> None:
         first, since = 0, 0.0
-        while (signum := reader.recv(1)[0]) != 0:
+        while True:
+            # Outside of a training, a main thread that does not even run the handler waits for what may never come.
+            reader.settimeout(_SECONDS_TO_REACT if first and not self.received else None)
+            try:
+                signum = reader.recv(1)[0]
+            except TimeoutError:
+                if not self.received and not self.deferred:
+                    _end_process(first, ended_at_once(first))
+                continue
+            if signum == 0:
+                return
             if signum not in self._previous:
                 continue
             if not first:
                 first, since = signum, time.monotonic()
             elif time.monotonic() - since > _SECONDS_OF_ONE_SIGNAL:
-                _end_process(first, signum)
+                _end_process(first, f"{signal_name(signum)} again: ended at once, without a checkpoint.")
 
 
-def _end_process(first: int, second: int) -> None:
-    """Ends this process and its children without returning to what they do."""
+def _end_process(signum: int, message: str) -> NoReturn:
+    """Ends this process and its children without returning to what they do.
+
+    Args:
+        signum: number of the signal that ends it.
+        message: one line, printed once for all ranks.
+    """
     for child in multiprocessing.active_children():
         child.kill()
-    line = f"{sys.argv[0]}: {signal_name(second)} again: ended at once, without a checkpoint.\n"
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
-    os._exit(128 + first)
+    if (beat := heartbeat.current()) is not None:
+        beat.post(message, 128 + signum)
+    else:
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{sys.argv[0]}: {message}\n".encode())
+    os._exit(128 + signum)
 
 
 _active: _Handlers | None = None  # handlers of this process
@@ -194,14 +212,19 @@ def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
         init(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     others = {s for s in STOP_SIGNALS if s != signal.SIGINT}
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where these end a worker
+    if hasattr(signal, "sigtimedwait"):  # not on macOS, where these end a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, others)
-        threading.Thread(target=_end_for_parent, args=(others,), daemon=True).start()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker
+        threading.Thread(target=_end_for_parent, args=(others, parent.pid), daemon=True).start()
 
 
-def _end_for_parent(signals: set[int]) -> None:
-    while signal.sigwaitinfo(signals).si_pid != os.getppid():
-        pass
+def _end_for_parent(signals: set[int], parent: int) -> None:
+    """Ends this worker for a signal of its parent, and when that is gone: torch looks for it every 5 s only."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(signals, _SECONDS_OF_ORPHANS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 

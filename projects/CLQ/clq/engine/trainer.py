@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -25,7 +25,15 @@ from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import BestCheckpoint, EMAHook, FinalSafetensors, HeartbeatHook, NewestCheckpoints, ShortHistory
+from clq.engine.hooks import (
+    BestCheckpoint,
+    EMAHook,
+    FinalSafetensors,
+    HeartbeatHook,
+    NewestCheckpoints,
+    ResumablePreciseBN,
+    ShortHistory,
+)
 from clq.engine.nonfinite import FiniteWeights
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
@@ -91,7 +99,10 @@ class Trainer(DefaultTrainer):
         """
         hooks, cfg = super().build_hooks(), self.cfg.clone()
         for i, hook in enumerate(hooks):
-            if isinstance(hook, PeriodicCheckpointer):  # on the main process only
+            if isinstance(hook, PreciseBN):
+                loader = self.build_train_loader(self.cfg)
+                hooks[i] = ResumablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+            elif isinstance(hook, PeriodicCheckpointer):  # on the main process only
                 hooks[i] = NewestCheckpoints(
                     self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
                 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from clq.errors import Interrupted, UserError
+from clq.utils import early_signals
 
 
 def positive(text: str) -> int:
@@ -77,6 +78,7 @@ def run_cli(main: Callable[..., object], *args: object) -> NoReturn:
     printed to stderr and the exit status is 2. For a signal, its line is printed and the exit status is 128 + its
     number: 130 for SIGINT, 143 for SIGTERM.
     """
+    early_signals.restore()
     try:
         status = main(*args)
     except UserError as e:

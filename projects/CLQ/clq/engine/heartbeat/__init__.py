@@ -67,7 +67,8 @@ class Heartbeat:
 
     def leave(self) -> None:
         """The rank ends as it should."""
-        self._end(LEFT, "")
+        self._board.state = LEFT
+        self._await_monitor()
 
     def fail(self, message: str, status: int) -> bool:
         """The rank ends by a failure, and with it the job.
@@ -76,17 +77,22 @@ class Heartbeat:
 
         Args:
             message: one line.
-            status: exit status of the rank: 2 for a mistake of the user, otherwise 1. A failure that is no such mistake
-                may follow from that of another rank, whose report is awaited.
+            status: exit status of the rank: 2 for a mistake of the user, 128 + the number of a signal, otherwise 1. A
+                failure with 1 may follow from that of another rank, whose report is awaited.
 
         Returns:
             Whether this failure was the first.
         """
-        return self._end(FAILED if status == 2 else TROUBLED, message) == 0
+        self.post(message, status)
+        return self._await_monitor() == 0
 
-    def _end(self, state: int, message: str) -> int:
+    def post(self, message: str, status: int) -> None:
+        """Like :meth:`fail`, but does not wait; the monitor reports it although the rank is gone."""
         self._board.message = message.encode()[:4095]
-        self._board.state = state
+        self._board.status = status
+        self._board.state = TROUBLED if status == 1 else FAILED
+
+    def _await_monitor(self) -> int:
         _, status = os.waitpid(self._monitor, 0)
         return os.waitstatus_to_exitcode(status)
 

@@ -3,7 +3,7 @@
 import ctypes
 from dataclasses import dataclass
 
-# States of a rank. FAILED: by a mistake of the user. TROUBLED: by an exception, perhaps because another rank failed.
+# States of a rank. FAILED: by a mistake of the user or a signal. TROUBLED: by an exception, perhaps of another rank.
 STARTING, RUNNING, LEFT, FAILED, TROUBLED = range(5)
 
 
@@ -18,6 +18,7 @@ class Board(ctypes.Structure):
         waiting: whether the rank waits for other ranks, as last sampled.
         location: file, line and function that the main thread is in, as last sampled.
         message: why the rank fails, in one line.
+        status: exit status of the rank that fails.
     """
 
     _fields_ = (
@@ -28,6 +29,7 @@ class Board(ctypes.Structure):
         ("waiting", ctypes.c_bool),
         ("location", ctypes.c_char * 256),
         ("message", ctypes.c_char * 4096),
+        ("status", ctypes.c_int),
     )
 
     def in_iteration(self) -> str:

@@ -79,7 +79,7 @@ class Monitor:
             return 0
         if state in (FAILED, TROUBLED):
             message = self._board.message.decode(errors="replace")
-            return 0 if self._report(message, own=True, status=2 if state == FAILED else 1) else 1
+            return 0 if self._report(message, own=True, status=self._board.status) else 1
         rank = processes.status(self._pid)
         children = processes.descendants(self._pid, besides=os.getpid())
         if os.getppid() != self._pid:  # it has ended, and lost its children before this or the last look
@@ -132,7 +132,7 @@ class Monitor:
 
         Args:
             message: one line.
-            status: exit status of the job, 2 for a mistake of the user.
+            status: exit status of the job: 2 for a mistake of the user, 128 + the number of a signal, otherwise 1.
             own: whether the rank itself reports it, and no other rank can.
             to_launcher: whether torch's launcher is to repeat it. Otherwise it gives the signal or the exit status.
 
@@ -140,9 +140,9 @@ class Monitor:
             Whether this failure was the first.
         """
         failure = {"message": message, "rank": self._place.rank, "machine": self._place.machine, "status": status}
-        mine = shown = True
+        mine, shown = True, status <= 2 or self._place.rank == 0  # a signal reaches all ranks
         if self._exchange is not None:
-            failure, taken = self._exchange.publish(failure, await_cause=own and status != 2)
+            failure, taken = self._exchange.publish(failure, await_cause=own and status == 1)
             if taken:
                 mine = failure["rank"] == self._place.rank
                 # A failure on another machine is printed once on this one.
