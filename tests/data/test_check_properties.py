@@ -7,6 +7,7 @@ import clq
 import hypothesis
 import pytest
 from clq.data.checks import check_datasets
+from clq.errors import UserError
 from fuzzing import accepting_or_refusing, damaged_bytes, damaged_tree
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,3 +56,13 @@ def test_a_damaged_json(folder, content):
 @hypothesis.given(tree=damaged_tree(CONTENT), ascii_only=st.booleans())
 def test_odd_values_in_a_json(folder, tree, ascii_only):
     check(folder, json.dumps(tree, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize("width", [10**400, 2_000_000])
+def test_a_size_that_no_image_has_is_refused(folder, width):
+    images = [{**CONTENT["images"][0], "width": width}, CONTENT["images"][1]]
+    (folder / "a.json").write_text(json.dumps({**CONTENT, "images": images}))
+    entry = {"name": "fuzzed", "json": str(folder / "a.json"), "images": str(folder)}
+    opts = ["DATASETS.COCO_JSON", [entry], "DATASETS.TRAIN", ["fuzzed"], "DATASETS.TEST", ["fuzzed"]]
+    with pytest.raises(UserError, match="image 1 has width"):
+        check_datasets(clq.setup_cfg(None, ["MODEL.DEVICE", "cpu", *opts]))

@@ -8,10 +8,9 @@ import numpy as np
 
 from clq.data.formats.findings import Findings, shown
 from clq.data.formats.segmentations import check_segmentation
-from clq.data.formats.values import LARGEST_ID, check_id_types, integer, is_id, is_number
+from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id, is_number
 from clq.errors import UserError
 
-_LARGEST = 1e6  # pixels: coordinates beyond this are no coordinates, and float32 cannot tell them apart
 _FIELDS = "id", "image_id", "category_id", "bbox", "area", "iscrowd"
 _BLOCK = 10_000  # annotations that are looked at together
 _OUTSIDE = 1  # pixels by which a box may extend beyond its image without a word
@@ -125,8 +124,8 @@ class _Check:
                 and {type(b) for b in boxes} == {list}
                 and {len(b) for b in boxes} == {4}
                 and {type(v) for v in itertools.chain(areas, numbers)} <= {int, float}
-                and bool((np.abs(values) <= _LARGEST).all() and (values[:, 2:] >= 0).all())
-                and bool(((sizes := np.array(areas, dtype=float)) >= 0).all() and (sizes < _LARGEST**2).all())
+                and bool((np.abs(values) <= LARGEST_SIDE).all() and (values[:, 2:] >= 0).all())
+                and bool(((sizes := np.array(areas, dtype=float)) >= 0).all() and (sizes < LARGEST_SIDE**2).all())
                 and not any(a.get("ignore") for a in block)
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -167,7 +166,7 @@ class _Check:
         if crowd is not None and not (isinstance(crowd, (int, float)) and crowd in (0, 1)):
             return "annotations have a wrong iscrowd", f"has iscrowd {shown(crowd)}; it must be the number 0 or 1"
         area = a.get("area")
-        if area is not None and not (is_number(area) and 0 <= area < _LARGEST**2):
+        if area is not None and not (is_number(area) and 0 <= area < LARGEST_SIDE**2):
             return "annotations have a wrong area", f"has area {shown(area)}; it must be a number of at least 0"
         box = a.get("bbox")
         form = "it must be [x, y, width, height], four numbers"
@@ -177,7 +176,7 @@ class _Check:
             if not is_number(value):
                 what = f"has bbox[{i}] {shown(value)}; it must be a finite number"
                 return "annotations have wrong values in bbox", what
-            if abs(value) > _LARGEST:
+            if abs(value) > LARGEST_SIDE:
                 what = f"has bbox[{i}] {shown(value)}; it must be a coordinate in pixels"
                 return "annotations have wrong values in bbox", what
         if min(box[2:]) < 0:

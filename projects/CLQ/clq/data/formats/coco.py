@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from clq.data.formats.annotations import check_annotations
 from clq.data.formats.findings import Findings, shown
-from clq.data.formats.values import LARGEST_ID, check_id_types, integer, is_id
+from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id
 from clq.errors import UserError
 from clq.utils.files import read_json
 
@@ -143,6 +143,7 @@ def _are_regular(images: list) -> bool:
             and "\0" not in "".join(names)
             and {type(size) for size in itertools.chain(*sizes)} == {int}
             and min(map(min, sizes)) > 0
+            and max(map(max, sizes)) <= LARGEST_SIDE
         )
     except (KeyError, TypeError):
         return False
@@ -162,7 +163,7 @@ def _fault_of_image(image: object) -> str | None:
         return f"has file_name {shown(file_name)}; it must be the path of a file"
     for key in ("width", "height"):
         size = integer(image[key])
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
             return f"has {key} {shown(image[key])}; it must be a positive integer, the size of the file in pixels"
     return None
 
