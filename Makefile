@@ -4,7 +4,11 @@ BIN := .venv/bin
 SAMPLE := configs/sample/clq_sample.yaml
 OUT := output/sample
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint doctor config-docs requirements
+.PHONY: help .venv demo test lint doctor config-docs requirements fuzz soak licenses sbom compat
+# Minutes for each property of a reader of files, Pythons to test on, and the tests to run on them.
+FUZZ_MINUTES ?= 5
+PYTHONS ?= 3.10 3.11 3.12 3.13
+COMPAT_TESTS ?= tests
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +49,24 @@ config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config k
 
 doctor: .venv/installed  ## report what is installed, whether it works, and how to fix what does not
 	@$(BIN)/python -m clq.doctor
+
+fuzz: .venv/installed  ## try the readers of files with damaged content (FUZZ_MINUTES=5 for each; FUZZ=tests/data: some)
+	@FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -m fuzz -p no:warnings --show-capture=no --tb=short \
+		$(or $(FUZZ),tests)
+
+soak: .venv/installed  ## train for 5,000 iterations and check that memory, files and threads stay as they are
+	@$(BIN)/python tools/soak.py
+
+licenses: .venv/installed  ## write docs/licenses.md from the installed packages
+	@$(BIN)/python tools/licenses.py
+
+sbom: .venv/installed  ## write output/sbom.json, the software bill of materials (CycloneDX)
+	@mkdir -p output
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o output/sbom.json
+	@echo output/sbom.json
+
+compat: .venv/installed  ## run the tests on other Pythons (PYTHONS='3.10 3.13', COMPAT_TESTS=tests/data)
+	@PATH="$(BIN):$$PATH" .ci/compat "$(PYTHONS)" $(COMPAT_TESTS)
 
 requirements:  ## pin the packages of requirements*.in again, for every supported Python
 	@for f in requirements requirements-dev; do UV_CUSTOM_COMPILE_COMMAND='make requirements' uv pip compile --quiet \

@@ -14,7 +14,7 @@ import sys
 import time
 
 import clq
-from clq.data.images import read_image
+from clq.data.images import read_image, read_options
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
 from clq.inference.predictor import (
@@ -68,11 +68,12 @@ def main(argv=None):
     """Detects in one image after the other, and returns the exit status."""
     args = parse_args(argv)
     cfg, paths = setup(args)
+    options = read_options(cfg)
     predictor, categories, results, status = Predictor(cfg), find_categories(cfg), [], 0
     for i, (path, picture) in enumerate(zip(paths, picture_names(paths), strict=True)):
         start = time.perf_counter()
         try:
-            image = read_image(path, cfg.INPUT.FORMAT)
+            image = read_image(path, cfg.INPUT.FORMAT, **options)
             found = predictor(image)
         except UserError as e:
             print(f"{path}: skipped: {str(e).removeprefix(f'image {path}: ')}", file=sys.stderr)

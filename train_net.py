@@ -12,6 +12,7 @@ from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.folder import refuse_overwriting
 from clq.data.checks import check_datasets
 from clq.data.datasets import fill_num_classes
+from clq.data.left_out import write_left_out
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.engine.launch import argument_parser, launch_cli
 from clq.engine.process_group import check_same_checkpoints, set_up_other_ranks
@@ -40,7 +41,9 @@ def setup(args):
     if comm.is_main_process():
         make_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR, name="clq")  # default_setup covers Detectron2's own
-    check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    left_out = check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    if comm.is_main_process():
+        write_left_out(cfg.OUTPUT_DIR, left_out)
     fill_num_classes(cfg)
     cfg.freeze()
     if comm.is_main_process():

@@ -4,9 +4,12 @@ import contextlib
 import importlib.util
 import json
 import logging
+import sys
+import time
 from pathlib import Path
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
+import fuzzing
 import numpy as np
 import pytest
 import yaml
@@ -14,6 +17,15 @@ from clq.engine.launch import argument_parser, launch_cli
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def headers_are_remembered_for_this_session_only(tmp_path_factory):
+    """Keeps the tests, and the processes that they start, from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96  # pixels of a generated image
@@ -106,7 +118,11 @@ def own_logging():
 def load_script(path):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str((ROOT / path).parent))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -138,3 +154,23 @@ def trained(tiny, run, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", output) == 0
     return output
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Under ``make fuzz``, repeats a property with new examples until its time is over."""
+    if not fuzzing.MINUTES or not pyfuncitem.get_closest_marker("fuzz"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    fuzzing.OUTCOMES.clear()
+    end = time.monotonic() + 60 * fuzzing.MINUTES
+    while time.monotonic() < end:
+        pyfuncitem.obj(**arguments)
+    fuzzing.REPORT.append(f"{pyfuncitem.nodeid}: {dict(fuzzing.OUTCOMES)}")
+    return True
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Reports what the readers did with the examples of ``make fuzz``."""
+    for line in fuzzing.REPORT:
+        terminalreporter.write_line(line)

@@ -1,7 +1,10 @@
-"""Exceptions that Detectron2 raises for values it does not accept become a UserError; others do not."""
+"""Exceptions of Detectron2 for values it does not accept become a UserError; a UserError is one line."""
+
+import pickle
 
 import pytest
 from clq.errors import UserError, blamed_on
+from clq.utils.cli import message_of
 
 
 def test_a_value_that_detectron2_does_not_accept_is_blamed_on_the_keys():
@@ -15,3 +18,24 @@ def test_a_value_that_detectron2_does_not_accept_is_blamed_on_the_keys():
 def test_other_failures_keep_their_type():
     with pytest.raises(RuntimeError), blamed_on("SOLVER.X"):
         raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ("a.pth: plain  text, ü and 中", "a.pth: plain  text, ü and 中"),
+        ("a\nb\r\x1b[31m\x0b\0", r"a\nb\r\x1b[31m\x0b\x00"),
+        ("\u2028\ud800\xa0", r"\u2028\ud800\xa0"),
+    ],
+)
+def test_a_message_is_one_line_that_any_terminal_shows_as_it_is(message, expected):
+    """Names in files may hold anything."""
+    assert str(UserError(message)) == expected
+    assert str(pickle.loads(pickle.dumps(UserError(message)))) == expected
+
+
+def test_the_error_of_a_loaders_worker_keeps_its_traceback():
+    """Its last line is the message, see clq.utils.cli.message_of."""
+    text = "Caught UserError in DataLoader worker process 0.\nTraceback\nclq.errors.UserError: a.png: is damaged"
+    assert str(UserError(text)) == text
+    assert message_of(UserError(text)) == "a.png: is damaged"

@@ -168,20 +168,62 @@ def test_resume_says_which_learning_rate_goes_on(tiny, trained, tmp_path, run):
     assert {group["initial_lr"] for group in optimizer(tmp_path)["param_groups"]} == {0.002}
 
 
-def test_unreadable_training_image(tiny, trained, tmp_path, run, capsys):
-    """Named in one line, also when a process of the loader finds it."""
+def damage(path):
+    """Changes the pixels in a PNG, not its header."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path):
+    """Copies of the generated data sets with damaged images: ``DATASETS`` as options, and the damaged files."""
+    data, opts, files = Path(tiny).parent, [], []
+    for name, numbers in (("shapes_train", [0, 3, 4, 9]), ("shapes_val", [2])):
+        shutil.copytree(data / name, tmp_path / name)
+        files += [tmp_path / name / f"{i}.png" for i in numbers]
+        opts.append({"name": f"damaged_{name}", "json": str(data / f"{name}.json"), "images": str(tmp_path / name)})
+    for path in files:
+        damage(path)
+    opts = ["COCO_JSON", repr(opts), "TRAIN", "['damaged_shapes_train']", "TEST", "['damaged_shapes_val']"]
+    return [f"DATASETS.{word}" if i % 2 == 0 else word for i, word in enumerate(opts)], files
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_training_image_ends_the_training_with_one_line(tiny, damaged, tmp_path, run, capsys, workers):
+    opts = [*damaged[0], "OUTPUT_DIR", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers]
+    assert run("train_net.py", "--config-file", tiny, *SHORT, *opts) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert "Traceback" not in out
+    assert re.search(rf"image {tmp_path}/shapes_train/\d.png: .*; replace or remove it", line)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_are_left_out_of_training_and_evaluation(tiny, damaged, tmp_path, run, workers):
+    out, (opts, files) = tmp_path / "out", damaged
+    opts = [*opts, "OUTPUT_DIR", out, "DATALOADER.NUM_WORKERS", workers, "DATASETS.ON_ERROR", "skip"]
+    assert run("train_net.py", "--config-file", tiny, *opts, "SOLVER.MAX_ITER", 12, "SOLVER.CHECKPOINT_PERIOD", 5) == 0
+    entries = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    assert sorted(entry["image"] for entry in entries) == sorted(map(str, files))  # 48 images were drawn from 16
+    results = out / "inference" / "damaged_shapes_val"
+    truth = json.loads((results / "annotations.json").read_text())
+    assert [image["file_name"] for image in truth["images"]] == ["0.png", "1.png", "3.png"]
+    assert "bbox/AP" in (out / "metrics.json").read_text()
+
+
+def test_a_test_set_without_annotations_gets_results(tiny, tmp_path, run):
     data = Path(tiny).parent
-    shutil.copytree(data / "shapes_train", tmp_path / "images")
-    for path in (tmp_path / "images").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    train = entry("damaged", json=data / "shapes_train.json", images=tmp_path / "images")
-    for workers in (0, 1):
-        opts = ["DATASETS.COCO_JSON", train, "DATASETS.TRAIN", "['damaged']", "DATALOADER.NUM_WORKERS", workers]
-        assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", tmp_path / "out", *SHORT, *opts) == 2
-        out, err = capsys.readouterr()
-        (line,) = err.splitlines()
-        assert "Traceback" not in out
-        assert re.search(rf"image {tmp_path}/images/\S+: cannot be read", line)
+    content = json.loads((data / "shapes_val.json").read_text())
+    del content["annotations"]
+    (tmp_path / "public.json").write_text(json.dumps(content))
+    public = entry("public", json=tmp_path / "public.json", images=data / "shapes_val")
+    train = entry("shapes_train", json=data / "shapes_train.json", images=data / "shapes_train")
+    opts = ["DATASETS.COCO_JSON", f"[{train[1:-1]}, {public[1:-1]}]", "DATASETS.TEST", "['public']"]
+    opts += ["OUTPUT_DIR", tmp_path / "out", "TEST.EVAL_PERIOD", 1]
+    assert run("train_net.py", "--config-file", tiny, *SHORT, *opts) == 0
+    assert (tmp_path / "out" / "inference" / "public" / "coco_instances_results.json").is_file()
+    assert "no metrics can be computed" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_weights_of_other_classes_start_a_training_with_a_new_class_layer(tiny, trained, other_classes, tmp_path, run):

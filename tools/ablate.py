@@ -34,9 +34,10 @@ import torch
 from clq.benchmark.profiling import count_flops, count_parameters
 from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
-from clq.data.images import read_image
+from clq.data.images import read_image, read_options
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
+from clq.evaluation.coco import RESULTS_FILE, truth_file
 from clq.evaluation.metrics import METRICS, box_metrics
 from clq.experiments.ablation import differences, markdown_table, metric_cells, parse_study_variant
 from clq.experiments.bootstrap import Difference, compare
@@ -45,7 +46,7 @@ from clq.experiments.forest_plot import draw_forest
 from clq.experiments.runs import Run, loss_curves, train_all
 from clq.inference.predictor import Predictor
 from clq.utils.cli import Variant, count, positive, run_cli
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -97,13 +98,13 @@ def make_runs(variants: Sequence[Variant], args) -> dict[str, list[Run]]:
 
 def measure(run: Run, cfg) -> dict[str, float]:
     """Metrics of a finished run on the first test set."""
-    annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
-    return box_metrics(annotations, str(results_of(run, cfg)), cfg.TEST.DETECTIONS_PER_IMAGE)
+    results = results_of(run, cfg)
+    return box_metrics(truth_file(results, cfg.DATASETS.TEST[0]), str(results), cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def results_of(run: Run, cfg) -> Path:
     """The file with the detections of a finished run on the first test set."""
-    return run.folder / "inference" / cfg.DATASETS.TEST[0] / "coco_instances_results.json"
+    return run.folder / "inference" / cfg.DATASETS.TEST[0] / RESULTS_FILE
 
 
 def differences_from(reference: str, runs: dict[str, list[Run]], configs, args) -> dict[str, Difference]:
@@ -114,11 +115,11 @@ def differences_from(reference: str, runs: dict[str, list[Run]], configs, args) 
     matches = {}
     for name, seeds in runs.items():
         cfg = configs[name]
-        annotations = MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file
-        matches[name] = {
-            seed: cached_matches(run.folder, annotations, results_of(run, cfg), cfg.TEST.DETECTIONS_PER_IMAGE)
-            for seed, run in zip(dict.fromkeys(args.seeds), seeds, strict=True)
-        }
+        matches[name] = {}
+        for seed, run in zip(dict.fromkeys(args.seeds), seeds, strict=True):
+            results = results_of(run, cfg)
+            truth = truth_file(results, cfg.DATASETS.TEST[0])
+            matches[name][seed] = cached_matches(run.folder, truth, results, cfg.TEST.DETECTIONS_PER_IMAGE)
     found = compare(matches, reference)
     if found:
         draw_forest(found, reference, args.output / "forest.png")
@@ -139,7 +140,7 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
         predictors[name] = Predictor(configs[name])
     cfg = next(iter(configs.values()))
     records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count)
-    images = [read_image(record["file_name"], cfg.INPUT.FORMAT) for record in records]
+    images = [read_image(record["file_name"], cfg.INPUT.FORMAT, **read_options(cfg)) for record in records]
     height, width = next(iter(predictors.values())).resize(images[0]).shape[:2]
     seconds = {name: [] for name in runs}
     for image in images[:1] + images:  # the first pass is a warm-up and is not counted

@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _SECONDS_FOR_STACKS = 10
 KILLS = 3  # times that a training is killed at most; it is then left to finish
 
-_COMMON = [
+COMMON = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
     *("MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
@@ -161,7 +161,7 @@ def _train_here(output: Path, opts: list[str]) -> None:
         torch.set_num_threads(1)  # pools of threads do not survive a fork
         cv2.setNumThreads(0)
         config, *overrides = opts
-        argv = ["--resume", "--config-file", str(ROOT / config), *_COMMON, *overrides, "OUTPUT_DIR", str(output)]
+        argv = ["--resume", "--config-file", str(ROOT / config), *COMMON, *overrides, "OUTPUT_DIR", str(output)]
         launch_cli(runpy.run_path(str(ROOT / "train_net.py"))["main"], argument_parser().parse_args(argv))
     except SystemExit as e:
         sys.stdout.flush()

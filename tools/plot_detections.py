@@ -12,7 +12,7 @@ import os
 import clq
 from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
-from clq.data.images import read_image
+from clq.data.images import read_image, read_options
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
 from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
@@ -51,7 +51,7 @@ def ground_truth(record: dict) -> Instances:
 
 def picture(cfg, predictor, record: dict, names: list[str], args):
     """The picture of one record: its image with the ground truth, and again with the detections."""
-    image = read_image(record["file_name"], cfg.INPUT.FORMAT)
+    image = read_image(record["file_name"], cfg.INPUT.FORMAT, **read_options(cfg))
     found = predictor(image)
     found = found[found.scores >= args.confidence_threshold]
     scene = Scene(convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found)

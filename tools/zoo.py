@@ -9,7 +9,6 @@ results.json of tools/ablate.py. Speed and size are shown if all variants of the
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from clq.errors import UserError
 from clq.evaluation.metrics import METRICS
 from clq.experiments.ablation import markdown_table, metric_cells
 from clq.utils.cli import run_cli
+from clq.utils.files import read_json
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "MODEL_ZOO.md"
@@ -140,7 +140,7 @@ def study(path: Path) -> str:
     """
     lines = []
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         variants = record["rows"]
         first = next(iter(variants.values()))
         speed = [key for key in first if key != "seeds" and all(key in result for result in variants.values())]

@@ -58,3 +58,9 @@ def test_a_refusal_names_the_key_the_value_and_what_it_must_be(default, values, 
 @pytest.mark.parametrize(("default", "value"), [(0.5, 1), ([1.0, 1.0], (0.5, 1)), (True, False), (3, -4)])
 def test_values_of_a_kindred_type_are_accepted(default, value):
     Key("A.B", default, "A key.").check(value)
+
+
+def test_numbers_that_must_be_distinct():
+    pair = Numbers(("black", "white"), Number(minimum=-5), ascending=True, distinct=True)
+    assert pair.accepts([0, 1]) and not pair.accepts([1, 1]) and not pair.accepts([1, 0])
+    assert "all different" in pair.describe()

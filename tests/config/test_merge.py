@@ -2,6 +2,7 @@
 
 import clq
 import pytest
+from detectron2.utils.file_io import PathHandler, PathManager
 
 CPU = ["MODEL.DEVICE", "cpu"]
 
@@ -51,7 +52,13 @@ def test_a_config_saved_while_clq_followed_the_papers_text_means_what_it_meant(w
         ("_BASE_: gone.yaml", "gone.yaml cannot be read"),
         ("_BASE_: ./", "cannot be read"),
         ("_BASE_: own.yaml", "is its own _BASE_"),
-        ("_BASE_: 3", "not nested KEY: value pairs"),
+        ("_BASE_: 3", "_BASE_ 3 is not the name of a file"),
+        ("_BASE_: [[base.yaml]]", "is not the name of a file"),
+        ("A: " + "[" * 60 + "]" * 60, "nests deeper than 50 levels"),
+        ("A: " + "[" * 100_000, "nests deeper than 50 levels"),
+        ("a: &a [1, *a]", "its alias *a contains itself"),
+        ("#" * (1 << 20) + "\nVERSION: 2", "more than 1 MiB"),
+        ("VERSION: " + "9" * 5000, "Exceeds the limit"),
         ("VERSION: 3", "Cannot merge a v3 config"),
     ],
 )
@@ -81,3 +88,71 @@ def test_nothing_in_a_file_or_its_base_executes(write, tmp_path, tag, refusal):
 )
 def test_a_broken_override_is_refused(opts, message, refusal):
     assert message in refusal(None, opts)
+
+
+def test_aliases_that_grow_are_refused_and_others_are_read(write, refusal):
+    """Ten levels of ten aliases each would be 10^10 values, from less than 500 bytes."""
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else '1'}]" for i in range(10)]
+    write(bomb="\n".join(levels), plain="MODEL: {CLQ: {TOPK: &n 7, NUM_CONVS: *n}}\nVERSION: 2")
+    assert "more than 100000 values once its aliases are copied" in refusal("bomb.yaml")
+    c = clq.setup_cfg("plain.yaml", CPU).MODEL.CLQ
+    assert (c.TOPK, c.NUM_CONVS) == (7, 7)
+
+
+def test_bases_that_name_each_other_or_too_many_are_refused(write, refusal):
+    write(a="_BASE_: b.yaml", b="_BASE_: [c.yaml]", c="_BASE_: ./a.yaml")
+    assert "a.yaml: is its own _BASE_" in refusal("a.yaml")
+    write(**{f"n{i}": f"_BASE_: [n{i + 1}.yaml, n{i + 1}.yaml]" for i in range(20)}, n20="VERSION: 2")
+    assert "more than 100 files as _BASE_" in refusal("n0.yaml")
+
+
+class Fetcher(PathHandler):
+    """Serves config files from a scheme and counts how often."""
+
+    def __init__(self, path):
+        self.path, self.fetched = path, 0
+
+    def _get_supported_prefixes(self):
+        return ["elsewhere://"]
+
+    def _get_local_path(self, path, **kwargs):
+        self.fetched += 1
+        return self.path
+
+    def _open(self, path, mode="r", **kwargs):
+        return open(self._get_local_path(path), mode)
+
+
+@pytest.fixture
+def fetcher(write, tmp_path, monkeypatch):
+    monkeypatch.delenv("CLQ_REMOTE_BASE", raising=False)
+    write(remote="MODEL: {CLQ: {TOPK: 5}}\nVERSION: 2", own="_BASE_: elsewhere://base.yaml", next="_BASE_: own.yaml")
+    handler = Fetcher(str(tmp_path / "remote.yaml"))
+    monkeypatch.setattr(PathManager, "_path_handlers", PathManager._path_handlers.copy())
+    PathManager.register_handler(handler)
+    return handler
+
+
+def test_a_base_on_another_machine_is_fetched_only_if_allowed(fetcher, refusal, monkeypatch, caplog):
+    for name in ("own.yaml", "next.yaml"):
+        said = refusal(name)
+        assert said.startswith(f"{name}: its _BASE_ elsewhere://base.yaml is on another machine")
+        assert "CLQ_REMOTE_BASE=1" in said
+    assert fetcher.fetched == 0
+    monkeypatch.setenv("CLQ_REMOTE_BASE", "1")
+    assert clq.setup_cfg("next.yaml", CPU).MODEL.CLQ.TOPK == 5
+    assert fetcher.fetched > 0 and "fetching its _BASE_ elsewhere://base.yaml" in caplog.text
+
+
+@pytest.mark.parametrize("base", ["http://127.0.0.1:9/a.yaml", "https://127.0.0.1:9/a.yaml", "detectron2://a.yaml"])
+def test_no_scheme_of_detectron2_is_fetched(write, base, refusal, monkeypatch):
+    monkeypatch.delenv("CLQ_REMOTE_BASE", raising=False)
+    monkeypatch.setattr(PathManager, "get_local_path", None)  # calling it would fail
+    write(own=f"_BASE_: {base}")
+    assert f"its _BASE_ {base} is on another machine" in refusal("own.yaml")
+
+
+def test_a_base_that_cannot_be_fetched_is_named(write, refusal, monkeypatch):
+    monkeypatch.setenv("CLQ_REMOTE_BASE", "1")
+    write(own="_BASE_: http://127.0.0.1:9/a.yaml")  # a port that nothing listens at
+    assert "its _BASE_ http://127.0.0.1:9/a.yaml cannot be fetched (" in refusal("own.yaml")

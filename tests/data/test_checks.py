@@ -1,16 +1,22 @@
-"""Each kind of fault in a data set is reported to the user."""
+"""Each kind of fault in a data set is reported before it is used; the policy says whether it is left out."""
+
+import json
+import os
+import shutil
 
 import pytest
 from clq.config import setup_cfg
 from clq.data.checks import check_datasets
+from clq.data.left_out import left_out_files
 from clq.errors import UserError
+from PIL import Image
 
 BOX = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
 IMAGE = {"id": 5, "file_name": "a.png", "width": 20, "height": 10}
 
 
 def warnings(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "clq.data.checks"]
+    return [r.getMessage() for r in caplog.records if r.name == "clq.data.formats.findings"]
 
 
 def check(train, test, splits=("TRAIN", "TEST"), opts=()):
@@ -21,11 +27,14 @@ def check(train, test, splits=("TRAIN", "TEST"), opts=()):
         None,
         ["DATASETS.COCO_JSON", repr(entries), "DATASETS.TRAIN", repr(names[0]), "DATASETS.TEST", repr(names[1]), *opts],
     )
-    check_datasets(cfg, splits)
+    return check_datasets(cfg, splits)
+
+
+SKIP = ("DATASETS.ON_ERROR", "skip")
 
 
 def test_a_good_pair_passes_silently(make, caplog):
-    check([make("train")], [make("val")])
+    assert check([make("train")], [make("val")]) == []
     assert warnings(caplog) == []
 
 
@@ -34,26 +43,11 @@ def test_a_good_pair_passes_silently(make, caplog):
     [
         ({"images": None}, 'has no list under "images"'),
         ({"annotations": None}, 'has no list under "annotations"'),
-        ({"images": []}, "lists no image"),
+        ({"annotations": [{**BOX, "bbox": [1, 2, 3]}]}, r"annotation 1 has bbox \[1, 2, 3\]"),
         ({"images": [{**IMAGE, "width": "20"}]}, "image 5 has width '20'"),
-        ({"images": [{**IMAGE, "file_name": None}]}, "image 5 has file_name None"),
-        ({"images": [IMAGE, {**IMAGE, "id": "x"}]}, "some image ids in its json are numbers and some are text"),
-        ({"annotations": [{**BOX, "category_id": [7]}]}, r"annotation 1 has category_id \[7\]"),
-        ({"annotations": [{**BOX, "segmentation": [[1, 1, 2, 2]]}]}, "has a box to train on"),
-        ({"images": [IMAGE, IMAGE]}, "image id 5 occurs 2 times"),
-        ({"images": [{**IMAGE, "file_name": "b.png"}]}, "images/b.png does not exist"),
-        ({"images": [{"id": 5, "file_name": "a.png"}]}, "image number 1 in its json lacks one of id, file_name, width"),
-        ({"categories": ((7, "a"), (7, "b"))}, "category id 7 occurs 2 times"),
-        ({"annotations": [BOX, BOX]}, "annotation id 1 occurs 2 times"),
-        (
-            {"annotations": [{**BOX, "category_id": 8}]},
-            "annotation 1 has category_id 8, which is not the id",
-        ),
-        ({"annotations": [{**BOX, "ignore": 1}]}, 'annotation 1 has "ignore"'),
-        ({"annotations": [{**BOX, "bbox": [1, 2, 3]}]}, r"annotation 1 has bbox \[1, 2, 3\]; it must be \[x, y, width"),
-        ({"annotations": [{**BOX, "bbox": [1, 2, 3, "x"]}]}, "a bbox in its json does not consist of numbers"),
-        ({"annotations": [BOX, {**BOX, "id": 9, "bbox": [1, 2, 3, float("nan")]}]}, "annotation 9 has bbox .*nan"),
-        ({"annotations": [{"id": 1, "image_id": 5, "category_id": 7}]}, "annotation number 1 .* lacks one of .*bbox"),
+        ({"images": [{**IMAGE, "width": 21}]}, r"is 20 x 10 pixels .*, but has width and height 21 x 10 in its json"),
+        ({"images": [{**IMAGE, "width": 10, "height": 20}]}, "is 20 x 10 pixels"),
+        ({"images": [{**IMAGE, "file_name": "b.png"}]}, "train_images/b.png does not exist; file_name in the json is"),
         ({"annotations": []}, "none of its 1 images has a box to train on"),
         ({"annotations": [{**BOX, "bbox": [1, 2, 0, 4]}]}, "none of its 1 images has a box to train on"),
         ({"annotations": [{**BOX, "iscrowd": 1}]}, "none of its 1 images has a box to train on"),
@@ -67,35 +61,96 @@ def test_faults_of_a_training_set_are_refused(make, changes, message):
 
 
 @pytest.mark.parametrize(
-    "annotation, message",
+    "change", [{"iscrowd": "0"}, {"bbox": ["1", 2, 3, 4]}, {"area": "x"}, {"image_id": "5"}, {"category_id": 9}]
+)
+def test_faults_of_a_test_set_are_refused_before_training(make, change):
+    with pytest.raises(UserError, match=r"^data set val: annotation 1 has "):
+        check([make("train")], [make("val", annotations=[{**BOX, **change}])])
+
+
+def test_every_file_is_looked_at(make, tmp_path):
+    images = [{**IMAGE, "id": i, "file_name": f"{i}.png"} for i in range(100)]
+    entry = make("train", images=images, annotations=[{**BOX, "image_id": i, "id": i + 1} for i in range(100)])
+    for i in range(100):
+        shutil.copy(tmp_path / "train_images" / "a.png", tmp_path / "train_images" / f"{i}.png")
+    check([entry], [])
+    path = tmp_path / "train_images" / "37.png"
+    for damage, message in (
+        (lambda: path.write_bytes(path.read_bytes()[:20]), "37.png is cut off"),
+        (lambda: Image.new("RGB", (10, 20)).save(path), "37.png is 10 x 20 pixels"),
+        (path.unlink, "37.png does not exist"),
+    ):
+        damage()
+        with pytest.raises(UserError, match=message):
+            check([entry], [])
+
+
+def test_a_missing_link_and_a_folder_are_no_images(make, tmp_path):
+    folder = tmp_path / "train_images"
+    entry = make("train", images=[{**IMAGE, "file_name": "b.png"}])
+    os.symlink(folder / "nowhere.png", folder / "b.png")
+    with pytest.raises(UserError, match=r"b\.png cannot be opened \(No such file"):
+        check([entry], [])
+    (folder / "b.png").unlink()
+    (folder / "b.png").mkdir()
+    with pytest.raises(UserError, match=r"image .*b\.png "):
+        check([entry], [])
+
+
+def test_what_is_faulty_is_left_out_counted_and_returned(make, tmp_path, caplog):
+    images = [IMAGE, *({**IMAGE, "id": i, "file_name": f"{i}.png"} for i in (6, 7)), {**IMAGE, "id": 8, "width": 0}]
+    boxes = [BOX, {**BOX, "id": 2, "iscrowd": "0"}, {**BOX, "id": 3, "image_id": 6}, {**BOX, "id": 4, "iscrowd": "1"}]
+    entry = make("train", images=images, annotations=boxes)
+    Image.new("RGB", (20, 11)).save(tmp_path / "train_images" / "7.png")
+    left_out = check([entry], [make("val")], opts=SKIP)
+    root = tmp_path / "train_images"
+    assert [(e.data_set, e.image, e.annotation) for e in left_out] == [
+        ("train", "a.png", None),  # image 8
+        ("train", "a.png", 2),
+        ("train", "a.png", 4),
+        ("train", "6.png", None),  # does not exist
+        ("train", "7.png", None),  # has another size
+    ]
+    assert left_out_files("train") == {str(root / name) for name in ("a.png", "6.png", "7.png")}
+    assert [w.split(": ")[2].split(" (")[0] for w in warnings(caplog)] == [
+        "images have a wrong description",
+        "annotations have a wrong iscrowd",
+        "files do not exist",
+        "files have another size than their json says",
+    ]
+    assert "(2; the first: annotation 2 has iscrowd '0' (text)" in warnings(caplog)[1]
+
+
+def test_if_nothing_is_left_the_reason_is_given(make):
+    bad = make("train", annotations=[{**BOX, "bbox": ["1", 2, 3, 4]}])
+    with pytest.raises(UserError, match=r"has a box to train on; add some. Left out: .*annotation 1 has bbox\[0\] '1'"):
+        check([bad], [], opts=SKIP)
+    gone = make("train", images=[{**IMAGE, "file_name": "b.png"}])
+    with pytest.raises(UserError, match=r"none of its images can be used.* Left out: .*b\.png does not exist"):
+        check([gone], [], opts=SKIP)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
     [
-        ({k: v for k, v in BOX.items() if k != "area"}, 'annotation 1 has no number under "area"'),
-        ({**BOX, "area": None}, 'annotation 1 has no number under "area"'),
-        ({k: v for k, v in BOX.items() if k != "iscrowd"}, 'annotation 1 has no number under "iscrowd"'),
-        ({**BOX, "id": "a1"}, "annotation id 'a1' is text"),
-        ({**BOX, "id": 0}, "never counts annotation id 0 as found"),
+        ({"annotations": None}, "its json has no annotations; detections are written to a file"),
+        ({"annotations": []}, "it has no object to find"),
+        ({"annotations": [{**BOX, "iscrowd": 1}]}, "it has no object to find"),
     ],
 )
-def test_what_only_evaluation_needs_is_required_of_test_sets_only(make, annotation, message):
-    odd = make("odd", annotations=[annotation])
-    check([odd], [make("val")])
-    with pytest.raises(UserError, match=message):
-        check([make("train")], [odd])
+def test_a_test_set_without_anything_to_find_causes_a_warning(make, caplog, changes, message):
+    check([make("train")], [make("val", **changes)])
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"data set val: {message}")
 
 
-def test_warnings_about_boxes_give_their_number_and_the_first_id(make, caplog):
-    boxes = [
-        BOX,
-        {**BOX, "id": 2, "bbox": [1, 2, 0, 4]},
-        {**BOX, "id": 3, "bbox": [5, 2, -2, 4]},
-        {**BOX, "id": 4, "bbox": [10, 2, 20, 4]},  # ends at 30 of 20 columns, as if it were x, y, x2, y2
-        {**BOX, "id": 5, "image_id": 77},
-    ]
+def test_warnings_give_the_number_and_the_first_annotation(make, caplog):
+    boxes = [BOX, *({**BOX, "id": i, "bbox": [10, 2, 20, 4]} for i in (4, 5)), {**BOX, "id": 6, "iscrowd": None}]
     check([make("train", annotations=boxes)], [make("val")])
-    assert [(m.split(": ")[1].split(" box")[0], m.rsplit(" ", 1)[1]) for m in warnings(caplog)] == [
-        ("1", "5"),  # belongs to no listed image
-        ("2", "2"),  # has no area
-        ("1", "4"),  # extends beyond the image
+    assert [w.split("data set train: ")[1] for w in warnings(caplog)] == [
+        "annotations have no iscrowd, which is read as 0 (1; the first: annotation 6, where it is null)",
+        "boxes extend beyond their image by more than 1 px (bbox is [x, y, width, height]) "
+        "(2; the first: annotation 4 with bbox [10, 2, 20, 4])",
     ]
 
 
@@ -105,7 +160,22 @@ def test_more_objects_than_detections_per_image_cause_a_warning(make, caplog):
     assert warnings(caplog) == []
     check([make("train")], [crowded], opts=["TEST.DETECTIONS_PER_IMAGE", "2"])
     (warning,) = warnings(caplog)
-    assert "val: image 5 has 3 objects, but TEST.DETECTIONS_PER_IMAGE is 2" in warning
+    assert "val: images have more objects than TEST.DETECTIONS_PER_IMAGE 2" in warning and "image 5 has 3" in warning
+
+
+def test_test_images_that_are_training_images_cause_a_warning(make, tmp_path, caplog):
+    train, val = make("train"), make("val")
+    shutil.copy(tmp_path / "train_images" / "a.png", tmp_path / "val_images" / "a.png")
+    check([train], [val])
+    (warning,) = warnings(caplog)
+    assert warning.startswith("data set val: test images are training images, too")
+    assert f"{tmp_path}/val_images/a.png is {tmp_path}/train_images/a.png" in warning
+
+
+def test_files_that_are_listed_twice_cause_a_warning(make, caplog):
+    check([make("train", images=[IMAGE, {**IMAGE, "id": 6}])], [])
+    (warning,) = warnings(caplog)
+    assert "files are listed more than once" in warning
 
 
 def test_classes_must_agree_by_name_and_order_not_by_id(make):
@@ -132,6 +202,8 @@ def test_empty_splits_and_unknown_data_sets_are_refused(make):
         check([], [make("val")])
     with pytest.raises(UserError, match="no data set nowhere"):
         check([make("train")], ["nowhere"])
+    with pytest.raises(UserError, match=r"DATASETS\.ON_ERROR ignore: must be one of error, skip"):
+        check([make("train")], [], opts=["DATASETS.ON_ERROR", "ignore"])
 
 
 def test_missing_files_of_detectron2s_own_data_sets_are_named(make, tmp_path, monkeypatch):
@@ -140,3 +212,30 @@ def test_missing_files_of_detectron2s_own_data_sets_are_named(make, tmp_path, mo
         UserError, match=r"coco_2017_val: its json .*instances_val2017.json does not exist.*DETECTRON2_"
     ):
         check([], ["coco_2017_val"], splits=("TEST",))
+
+
+def test_the_images_of_data_sets_that_were_registered_in_code_are_checked(make, tmp_path):
+    from detectron2.data.datasets import register_coco_instances
+
+    entry = make("by_code", annotations=[{**BOX, "bbox": "left to the code that reads it"}])
+    register_coco_instances("by_code", {}, entry["json"], entry["images"])
+    check(["by_code"], [])
+    (tmp_path / "by_code_images" / "a.png").unlink()
+    with pytest.raises(UserError, match=r"data set by_code: image .*a\.png does not exist"):
+        check(["by_code"], [])
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"categories": ' + "9" * 5000 + "}", "\ufeff", "<annotation/>"])
+def test_files_that_are_no_json_are_refused_in_one_line(make, tmp_path, content):
+    entry = make("train")
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(UserError) as e:
+        check([entry], [])
+    assert str(e.value).startswith("data set train: ") and "\n" not in str(e.value)
+
+
+def test_a_json_with_nan_is_read_and_the_field_is_named(make, tmp_path):
+    entry = make("train", annotations=[{**BOX, "bbox": [1, 2, float("nan"), 4]}])
+    assert "NaN" in (tmp_path / "train.json").read_text() and json.loads((tmp_path / "train.json").read_text())
+    with pytest.raises(UserError, match=r"annotation 1 has bbox\[2\] NaN; it must be a finite number"):
+        check([entry], [])

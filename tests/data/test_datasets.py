@@ -12,7 +12,7 @@ def test_registered_data_set_loads_with_contiguous_classes_in_order_of_id(make, 
     register_coco_json([make("pets")])
     assert class_names("pets") == ["cat", "dog"]
     (record,) = DatasetCatalog.get("pets")
-    assert record["file_name"] == str(tmp_path / "images" / "a.png")
+    assert record["file_name"] == str(tmp_path / "pets_images" / "a.png")
     assert [(a["category_id"], a["bbox"]) for a in record["annotations"]] == [(1, [1, 2, 3, 4])]  # dog, id 7
 
 
@@ -84,13 +84,13 @@ def test_unreadable_data_sets_are_refused(make, tmp_path):
     register_coco_json([entry])
     with pytest.raises(UserError, match=r"no data set pets_trian; did you mean pets_train.*DATASETS.COCO_JSON"):
         class_names("pets_trian")
-    for content, message in [("{oops", "pets_train.json is not valid json"), ("{}", "has no categories")]:
+    for content, message in [("{oops", "pets_train.json: is not valid json"), ("{}", "has no categories")]:
         (tmp_path / "pets_train.json").write_text(content)
         with pytest.raises(UserError, match=message):
             class_names("pets_train")
-    (tmp_path / "images" / "a.png").unlink()
-    (tmp_path / "images").rmdir()
-    with pytest.raises(UserError, match=f"image folder {tmp_path}/images does not exist"):
+    (tmp_path / "pets_train_images" / "a.png").unlink()
+    (tmp_path / "pets_train_images").rmdir()
+    with pytest.raises(UserError, match=f"image folder {tmp_path}/pets_train_images does not exist"):
         class_names("pets_train")
     (tmp_path / "pets_train.json").unlink()
     with pytest.raises(UserError, match=f"json {tmp_path}/pets_train.json does not exist"):

@@ -5,6 +5,7 @@ import clq
 import numpy as np
 import pytest
 import torch
+from clq.data.images import ImageError
 from clq.data.loader import TrainLoader, build_train_loader, group_samples
 from clq.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,12 +25,12 @@ def draw(record):
     return record["image_id"], random.random(), np.random.uniform(), float(torch.rand(()))
 
 
-def make(seed=1, group_by_shape=True, num_workers=0, batch_size=3):
+def make(seed=1, group_by_shape=True, num_workers=0, batch_size=3, mapper=draw, **options):
     def sampler(seed, dataset):
         return TrainingSampler(len(dataset), seed=seed)
 
-    options = {"seed": seed, "group_by_shape": group_by_shape, "num_workers": num_workers, "batch_size": batch_size}
-    return TrainLoader(RECORDS, draw, sampler, **options)
+    options = {**options, "seed": seed, "group_by_shape": group_by_shape, "num_workers": num_workers}
+    return TrainLoader(RECORDS, mapper, sampler, batch_size=batch_size, **options)
 
 
 def first(loader, count=8, start=0):
@@ -68,6 +69,48 @@ def test_a_loader_that_starts_later_continues_whatever_was_drawn_before():
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_do_not_change_the_batches(num_workers):
     assert first(make(num_workers=num_workers), 5, start=3) == first(make())[3:]
+
+
+DAMAGED = {0, 4, 5}
+
+
+def draw_unless_damaged(record):
+    if record["image_id"] in DAMAGED:
+        raise ImageError(f"image {record['file_name']}: is damaged.")
+    return draw(record)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_images_are_replaced_by_others_of_their_group_as_the_seed_says(num_workers):
+    reported = []
+    options = {"mapper": draw_unless_damaged, "on_left_out": lambda *what: reported.append(what)}
+    found = first(make(num_workers=num_workers, **options), 40)
+    for batch, whole in zip(found, first(make(), 40), strict=True):
+        for (image_id, *numbers), (expected, *expected_numbers) in zip(batch, whole, strict=True):
+            assert image_id not in DAMAGED
+            assert (RECORDS[image_id]["width"] > RECORDS[image_id]["height"]) == (
+                RECORDS[expected]["width"] > RECORDS[expected]["height"]
+            )
+            if expected not in DAMAGED:  # images that are not damaged are not affected
+                assert (image_id, numbers) == (expected, expected_numbers)
+    assert set(reported) == {(f"{i}.png", f"image {i}.png: is damaged.") for i in DAMAGED}
+    replaced = {image_id for batch in found for image_id, *_ in batch}
+    assert replaced == set(range(10)) - DAMAGED
+    assert first(make(**options), 10, start=25) == found[25:33] + found[33:35]
+
+
+def test_if_no_image_can_be_used_the_loader_ends():
+    def refuse(record):
+        raise ImageError(f"image {record['file_name']}: is gone.")
+
+    reported = []
+    with pytest.raises(UserError, match=r"20 images in a row cannot be used; the last of them: image \d.png: is gone"):
+        first(make(mapper=refuse, on_left_out=lambda *what: reported.append(what)))
+
+
+def test_without_a_policy_a_damaged_image_is_an_error():
+    with pytest.raises(ImageError, match="is damaged"):
+        first(make(mapper=draw_unless_damaged))
 
 
 def test_seed_and_start_may_be_set_after_iter():

@@ -1,9 +1,9 @@
-"""The moving average of the weights."""
+"""The moving average of the weights, and the history of what is logged."""
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
 import pytest
 import torch
-from clq.engine.hooks import EMAHook
+from clq.engine.hooks import EMAHook, ShortHistory
 from detectron2.engine import SimpleTrainer
 from torch import nn
 
@@ -83,3 +83,18 @@ def test_a_training_resumed_without_an_average_starts_one_with_a_warning(tmp_pat
     train.train(5, 6)
     assert "the average starts now" in caplog.text
     assert torch.equal(hook.model.conv.weight, train.model.conv.weight)
+
+
+def test_the_history_of_a_training_does_not_grow(tmp_path):
+    """Statistics over the whole training count what is forgotten too."""
+    train, _ = trainer(tmp_path, 0.5)
+    hook = ShortHistory()
+    hook.length = 5
+    train.register_hooks([hook])
+    losses = []
+    train.after_step = lambda: losses.append(train.storage.history("total_loss").latest())
+    train.train(0, 12)
+    history = train.storage.history("total_loss")
+    assert [value for value, _ in history.values()] == losses[-5:]
+    assert history.global_avg() == pytest.approx(sum(losses) / 12)
+    assert history.median(3) == sorted(losses[-3:])[1]

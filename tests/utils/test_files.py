@@ -58,7 +58,7 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path):
 def test_a_kill_leaves_the_old_content_and_a_temporary_file_that_the_next_start_removes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    # The child sees these two modules only (-SE: neither site packages nor PYTHONPATH): the package is slow to import.
+    # The child sees these two modules only (-SE: no site packages, no PYTHONPATH): importing all takes seconds.
     package, stub = Path(clq.__file__).parent, tmp_path / "lib" / "clq"
     (stub / "utils").mkdir(parents=True)
     for name in ("errors.py", "utils/files.py"):

@@ -18,7 +18,7 @@ if "clq.doctor" not in sys.orig_argv:
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
         from clq import compat  # first, because it makes Detectron2 importable
         from clq.checkpoint.mmdet_names import convert_mmdet
-        from clq.config import add_clq_config, finish_configs_with, setup_cfg
+        from clq.config import add_clq_config, finish_configs_with, limit_json, setup_cfg
         from clq.data.datasets import register_declared
         from clq.errors import UserError
         from clq.modeling.assign.atss import match_atss
@@ -32,6 +32,7 @@ if "clq.doctor" not in sys.orig_argv:
         from clq.modeling.structures import LogScore
 
         compat.restore_numpy_names()
+        finish_configs_with(limit_json)
         finish_configs_with(register_declared)
 
 __all__ = [

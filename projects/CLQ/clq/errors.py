@@ -12,8 +12,16 @@ class UserError(Exception):
     """A mistake in what the user provided: a file, a config key, a data set or a checkpoint.
 
     The message is one readable line that names what is at fault and what to do next. The command-line tools print it
-    without a traceback and exit with status 2 (see :func:`clq.utils.cli.run_cli`).
+    without a traceback and exit with status 2 (see :func:`clq.utils.cli.run_cli`). Names and values from files may be
+    part of it: line breaks, other control characters and what no encoding can hold are written as Python writes them.
+
+    Args:
+        message: the message.
     """
+
+    def __init__(self, message: str = ""):
+        # A data loader raises the error of its worker anew, with a traceback for its message that ends with the line.
+        super().__init__(message if message.startswith("Caught UserError in DataLoader") else one_line(message))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,6 +43,11 @@ class Interrupted(KeyboardInterrupt):
     def exit_status(self) -> int:
         """The exit status that shells report for a process that this signal has ended."""
         return 128 + self.signum
+
+
+def one_line(text: str) -> str:
+    """A text whose unprintable characters, such as line breaks, are written as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def signal_name(signum: int) -> str:

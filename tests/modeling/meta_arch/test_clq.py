@@ -7,6 +7,7 @@ from clq.modeling.meta_arch.clq import flatten
 from clq.modeling.structures import Predictions
 from detectron2.utils.events import EventStorage
 from tiny_detectors import VARIANTS, build, sample
+from torchvision.ops import box_iou
 
 
 def test_flattened_locations_go_from_fine_to_coarse_and_row_major():
@@ -102,7 +103,8 @@ def test_a_few_steps_fit_one_batch_and_it_is_found_again(variant):
     found = found["instances"]
     assert found.image_size == (128, 192)  # as requested, twice the size of the input
     best = [found[found.pred_classes == k].pred_boxes.tensor[0] / 2 for k in (0, 1)]
-    torch.testing.assert_close(torch.stack(best), torch.tensor(boxes), atol=6.0, rtol=0)
+    # A bound in pixels would depend on how sums are rounded: 60 steps at a constant rate end somewhere near the boxes.
+    assert box_iou(torch.stack(best), torch.tensor(boxes)).diagonal().min() > 0.75
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
 
-from clq.checkpoint.backbone_names import BOTTOM_UP, TYPICAL_KEYS
+from clq.checkpoint.backbone_names import BOTTOM_UP
+from clq.checkpoint.content import checkpoint_of, is_backbone
 from clq.checkpoint.finite import find_nonfinite
 from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
 from clq.checkpoint.storage import DamagedFile, read_weights, save_torch
@@ -164,31 +163,20 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Reads a checkpoint; weights of a backbone get their names in a detector."""
-        content = self._read(filename)
-        checkpoint: dict[str, Any] = content if isinstance(content, dict) else {"model": None}
-        if "model" not in checkpoint:
-            inner = checkpoint.get("state_dict")  # OpenMMLab's files of a backbone may have their weights there
-            checkpoint = {"model": inner if _is_backbone(inner) else checkpoint}
-        weights = checkpoint["model"]
-        if not isinstance(weights, dict) or not all(isinstance(w, (Tensor, np.ndarray)) for w in weights.values()):
-            raise UserError(
-                f"{self._source}: holds no weights of Detectron2 or torchvision; convert those of MMDetection with "
-                "tools/convert_weights.py or clq.convert_mmdet."
-            )
-        if _is_backbone(weights):
-            checkpoint["model"] = torchvision_to_detectron2(weights)
+        checkpoint = checkpoint_of(self._read(filename), filename, self._source)
+        if is_backbone(checkpoint["model"]):
+            checkpoint["model"] = torchvision_to_detectron2(checkpoint["model"])
         return checkpoint
 
     def _read(self, filename: str) -> object:
         """Reads the content of a file; nothing in it executes."""
         try:
-            content = read_weights(filename, self._source, self.max_gib)
+            return read_weights(filename, self._source, self.max_gib)
         except DamagedFile as e:
             raise UserError(
                 f"{self._source}: is damaged or not a checkpoint ({e}); give a state_dict saved by torch.save as "
                 "MODEL.WEIGHTS."
             ) from e
-        return _of_other_project(content, filename) if isinstance(content, dict) else content
 
     def _load_model(self, checkpoint: dict):
         """Loads the weights and checks what did not fit."""
@@ -262,19 +250,3 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.BACKBONE.NAME, MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, NORM) or SHUFFLENET.NAME, "
                 "and MODEL.WEIGHTS agree."
             )
-
-
-def _of_other_project(content: dict[str, Any], filename: str) -> dict[str, Any]:
-    """Content of a file in the formats of Caffe2 (``.pkl``) and pycls (``.pyth``) as Detectron2 has it."""
-    if filename.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
-        weights = {k: v for k, v in content.get("blobs", content).items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-    if filename.endswith(".pyth") and "model_state" in content:
-        weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
-        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-    return content
-
-
-def _is_backbone(weights: object) -> bool:
-    """Whether these are weights of a backbone under the names of torchvision or MMDetection."""
-    return isinstance(weights, dict) and any(key in weights for key in TYPICAL_KEYS)

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from clq.checkpoint.content import fault_of
+from clq.checkpoint.storage import DamagedFile, ForbiddenObjects, read_weights
 from clq.config import setup_cfg
 from clq.errors import UserError, blamed_on
 from clq.utils.config_tree import get_key
@@ -68,8 +70,10 @@ def read_checkpoint(path: str, source: str, content: str) -> dict:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; give a checkpoint of {source}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # reading a file that is not a checkpoint can raise any exception
+        checkpoint = read_weights(path, path)
+    except DamagedFile as e:
+        raise UserError(f"{path}: is damaged or not a checkpoint ({e}); give a checkpoint of {source}.") from e
+    except ForbiddenObjects as e:
         raise UserError(
             f"{path}: is not a checkpoint with weights and plain values only. If you trust it, run c = torch.load(..., "
             f"weights_only=False) and torch.save({content}, ...), and convert the new file."
@@ -109,10 +113,8 @@ def weights_of(path: str, checkpoint: dict, source: str) -> dict[str, Tensor]:
 
 def _fault(key: str, value: Tensor) -> str | None:
     """Describes a tensor that cannot be a weight; None for one that can."""
-    if value.is_nested or value.layout != torch.strided:
-        return "a nested tensor" if value.is_nested else f"a {str(value.layout).removeprefix('torch.')} tensor"
-    if value.device.type != "cpu":
-        return f"a tensor without values ({value.device.type})"
+    if fault := fault_of(value):
+        return fault
     if value.dtype in _FLOATS or (value.dtype in _INTEGERS and key.endswith("num_batches_tracked")):
         return None
     return f"of {str(value.dtype).removeprefix('torch.')}, which weights cannot be"

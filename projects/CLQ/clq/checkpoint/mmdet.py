@@ -164,7 +164,8 @@ def _meta(checkpoint: dict) -> dict:
 def _config_text(checkpoint: dict) -> str:
     """The config of the training as text (2.x: ``config``, 3.x: ``cfg``); empty if the file has none."""
     meta = _meta(checkpoint)
-    return str(meta.get("config") or meta.get("cfg") or "")
+    found = [x for x in (meta.get("config"), meta.get("cfg")) if x is not None and not (isinstance(x, str) and not x)]
+    return str(found[0]) if found else ""  # what is no text is refused as a config
 
 
 def _class_names(checkpoint: dict) -> list:
@@ -172,8 +173,8 @@ def _class_names(checkpoint: dict) -> list:
     meta = _meta(checkpoint)
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, dict) else {}
-    names = meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
-    return list(names) if isinstance(names, (list, tuple)) else []
+    found = [meta.get("CLASSES"), dataset.get("classes"), dataset.get("CLASSES")]
+    return next((list(names) for names in found if isinstance(names, (list, tuple)) and names), [])
 
 
 def _detector_of(path: str, weights: Mapping[str, Tensor], config: dict) -> _Detector:

@@ -1,7 +1,6 @@
 """Reading and writing files of weights: nothing in a file executes, and no damaged file is read or written."""
 
 import hashlib
-import io
 import os
 import pickle
 import struct
@@ -15,29 +14,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clq.checkpoint.pickles import BrokenPickle, ForbiddenName, read_arrays
 from clq.errors import UserError
 from clq.utils.files import write_atomically
 
 SAFETENSORS = ".safetensors"
 _GIB = 1 << 30
 _DIGEST = "sha256"  # key in the metadata of a safetensors file that this project wrote
-# What a pickle of Detectron2's model zoo is made of, by module and name: numpy's arrays in its old and new spelling.
-_ALLOWED = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
-
-
 # What Python's zipfile raises for a damaged file.
 _ZIP_ERRORS = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error
 
 
 class DamagedFile(Exception):
     """A file is not what was written: cut off, or with a changed byte. The message gives the reason."""
+
+
+class ForbiddenObjects(UserError):
+    """A file holds Python objects besides weights, or calls functions."""
 
 
 def save_torch(data: Mapping[str, Any], path: str) -> None:
@@ -121,7 +114,7 @@ def check_file(path: str) -> None:
     Raises:
         DamagedFile: the file is cut off or has a changed byte.
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         raise DamagedFile("its end is missing, or it is no checkpoint")
     try:
         with zipfile.ZipFile(path) as file:
@@ -141,7 +134,7 @@ def _check_size(source: str, size: int, max_gib: float) -> None:
 
 
 def _read_torch(path: str, source: str, max_gib: float) -> Any:
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         try:
             with zipfile.ZipFile(path) as file:
                 content = sum(record.file_size for record in file.infolist())
@@ -155,12 +148,19 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if "Unsupported global" in str(e) or "Unsupported class" in str(e):
-            raise UserError(
+            raise ForbiddenObjects(
                 f"{source}: holds Python objects besides weights, which could execute code; give a state_dict saved by "
                 "torch.save as MODEL.WEIGHTS."
             ) from e
         raise DamagedFile(_reason(e)) from e
     except Exception as e:  # reading bytes that are no checkpoint can raise anything
+        raise DamagedFile(_reason(e)) from e
+
+
+def _is_zip(path: str) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except _ZIP_ERRORS as e:  # a damaged end
         raise DamagedFile(_reason(e)) from e
 
 
@@ -181,31 +181,18 @@ def _read_safetensors(path: str, source: str) -> dict[str, Tensor]:
     return tensors
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers; refuses every other name that a pickle calls."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"forbidden {module}.{name}")
-        return super().find_class(module, name)
-
-
 def _read_pickle(path: str, source: str) -> Any:
     with open(path, "rb") as f:
         content = f.read()
     try:
-        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except pickle.UnpicklingError as e:
-        if str(e).startswith("forbidden "):
-            raise UserError(
-                f"{source}: a pickle that calls {str(e).removeprefix('forbidden ')}, which could execute code; only "
-                "numpy arrays and plain containers are read. Convert it to .safetensors or .pth where you trust it."
-            ) from e
-        raise DamagedFile(_reason(e)) from e
-    except MemoryError as e:
-        raise DamagedFile("it asks for more memory than there is") from e
-    except Exception as e:  # a damaged pickle can raise anything
-        raise DamagedFile(_reason(e)) from e
+        return read_arrays(content)
+    except ForbiddenName as e:
+        raise ForbiddenObjects(
+            f"{source}: a pickle that calls {e}, which could execute code; only numpy arrays and plain containers are "
+            "read. Convert it to .safetensors or .pth where you trust it."
+        ) from e
+    except BrokenPickle as e:
+        raise DamagedFile(str(e)) from e
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ full path and with its default, its values and its meaning. ``docs/CONFIG.md`` i
 (``from_config``, ``build_...``) and checks read keys; parts take plain arguments.
 """
 
-from clq.config.setup import finish_configs_with, setup_cfg
+from clq.config.setup import finish_configs_with, limit_json, setup_cfg
 from clq.config.table import KEYS, add_clq_config, check_keys
 
-__all__ = ["KEYS", "add_clq_config", "check_keys", "finish_configs_with", "setup_cfg"]
+__all__ = ["KEYS", "add_clq_config", "check_keys", "finish_configs_with", "limit_json", "setup_cfg"]

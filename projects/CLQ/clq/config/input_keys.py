@@ -6,6 +6,26 @@ _SHARE = Number(minimum=0, maximum=1)
 _SIDES = ("height", "width")
 _FACTORS = Numbers(("lowest", "highest"), Number(minimum=0), ascending=True)
 
+IMAGE_KEYS = (
+    Key(
+        "INPUT.MAX_MEGAPIXELS",
+        90.0,
+        "The upper bound on the width times the height of an image file, in millions of pixels, checked before it is "
+        "decoded. A file may have 8 bytes for each of these pixels.",
+        Number(above=0),
+    ),
+    Key(
+        "INPUT.GREY_RANGE",
+        [],
+        "The values that become black and white in grey images with more than 8 bits or real numbers. Values between "
+        "them are scaled linearly, values outside are clipped. With [] the range of each image follows from its "
+        "largest value: that of 8, 10, 12, 14 or 16 bits, or 0 to 1 for real numbers up to 1.",
+        Numbers(
+            ("black", "white"), Number(minimum=-1e9, maximum=1e9), ascending=True, distinct=True, may_be_empty=True
+        ),
+    ),
+)
+
 LETTERBOX_KEYS = (
     Key(
         "INPUT.LETTERBOX.ENABLED",

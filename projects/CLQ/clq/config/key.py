@@ -63,6 +63,7 @@ class Numbers:
         each: range of each number.
         integers: whether all numbers must be integers.
         ascending: whether no number may be smaller than the one before it.
+        distinct: whether no two numbers may be equal.
         may_be_empty: whether the empty list is accepted too.
     """
 
@@ -70,11 +71,12 @@ class Numbers:
     each: Number
     integers: bool = False
     ascending: bool = False
+    distinct: bool = False
     may_be_empty: bool = False
 
     def describe(self) -> str:
         kind = "integers" if self.integers else "finite numbers"
-        order = ", in ascending order" if self.ascending else ""
+        order = (", in ascending order" if self.ascending else "") + (", all different" if self.distinct else "")
         empty = ", or []" if self.may_be_empty else ""
         return f"[{', '.join(self.names)}], {kind} that are {self.each.describe()}{order}{empty}"
 
@@ -88,6 +90,7 @@ class Numbers:
             and all(self.each.accepts(number) for number in value)
             and (not self.integers or all(isinstance(number, int) for number in value))
             and (not self.ascending or list(value) == sorted(value))
+            and (not self.distinct or len(set(value)) == len(value))
         )
 
 

@@ -8,6 +8,7 @@ import re
 import yaml
 from detectron2.config import CfgNode
 
+from clq.config.yaml_checks import check_config_files
 from clq.errors import UserError
 from clq.utils.config_tree import get_key
 
@@ -15,15 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
-    """Merges a yaml file and its ``_BASE_`` into a config, in place, without executing anything in it.
+    """Merges a yaml file and its ``_BASE_`` into a config, in place, without executing or fetching anything.
 
     Raises:
-        UserError: the file or its base cannot be read, is not plain yaml, or has an unknown key or a value of the
-            wrong type.
+        UserError: the file or its base cannot be read, is on another machine, is not plain yaml, takes too much memory,
+            or has an unknown key or a value of the wrong type.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file. See configs/ for those that come with the project.")
     try:
+        check_config_files(path)
         _keep_older_meaning(cfg, path)
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as e:
@@ -31,9 +33,8 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid yaml: {' '.join(str(e).split())}") from e
     except OSError as e:
-        raise UserError(f"{path}: {e.filename} cannot be read ({e.strerror}); a _BASE_ is relative to its file.") from e
-    except RecursionError as e:
-        raise UserError(f"{path}: is its own _BASE_, directly or through others; name another file.") from e
+        name, reason = e.filename or "its _BASE_", e.strerror or e
+        raise UserError(f"{path}: {name} cannot be read ({reason}); a _BASE_ is relative to its file.") from e
     except (TypeError, AttributeError) as e:  # yacs takes it for granted that files and groups are mappings
         raise UserError(
             f"{path}: the file or its _BASE_ is empty or not nested KEY: value pairs as in configs/; correct it."

@@ -7,8 +7,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from clq.config.merge import merge_file, merge_opts
-from clq.config.table import add_clq_config, replace_renamed
+from clq.config.plain import check_plain
+from clq.config.table import add_clq_config, check_keys, replace_renamed
 from clq.errors import UserError
+from clq.utils.files import JsonLimit
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,16 @@ def finish_configs_with(finisher: Callable[[CfgNode], None]) -> None:
     _finishers.append(finisher)
 
 
+def limit_json(cfg: CfgNode) -> None:
+    """Applies ``DATASETS.MAX_JSON_MIB`` to what this process reads from now on.
+
+    Raises:
+        UserError: the key has a value that it does not accept.
+    """
+    check_keys(cfg, "DATASETS.MAX_JSON_MIB")
+    JsonLimit.max_mib = cfg.DATASETS.MAX_JSON_MIB
+
+
 def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
     """Makes a config from Detectron2's defaults, the project's keys, a file, and overrides, in this order.
 
@@ -39,14 +51,15 @@ def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
         opts: overrides ``KEY VALUE KEY VALUE ...``. A value may be text, as from a command line, or the value itself.
 
     Raises:
-        UserError: the file does not exist or is not plain yaml, a key is unknown, a value is of the wrong type, or the
-            device does not exist.
+        UserError: the file does not exist or is not plain yaml, a key is unknown, a value is of the wrong type, empty
+            or not plain, or the device does not exist.
     """
     cfg = get_cfg()
     add_clq_config(cfg)
     if config_file:
         merge_file(cfg, config_file)
     merge_opts(cfg, list(opts))
+    check_plain(cfg)
     for sentence in replace_renamed(cfg):
         logger.warning("%s", sentence)
     cfg.MODEL.DEVICE = _available_device(cfg.MODEL.DEVICE)

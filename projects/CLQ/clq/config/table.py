@@ -4,7 +4,7 @@ import copy
 
 from detectron2.config import CfgNode
 
-from clq.config.input_keys import AUGMENTATION_KEYS, LETTERBOX_KEYS
+from clq.config.input_keys import AUGMENTATION_KEYS, IMAGE_KEYS, LETTERBOX_KEYS
 from clq.config.key import Key, OneOf
 from clq.config.loss_keys import ASSIGN_KEYS, BOX_KEYS, CLS_KEYS, QUALITY_KEYS
 from clq.config.model_keys import BACKBONE_KEYS, BOX_FEATURE_KEYS, DETECTOR_KEYS, HEAD_KEYS, SELECTION_KEYS
@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
     "Data sets": DATA_KEYS,
     "Training": SOLVER_KEYS,
     "Testing": TEST_KEYS,
+    "Image files": IMAGE_KEYS,
     "Letterbox": LETTERBOX_KEYS,
     "Augmentation": AUGMENTATION_KEYS,
 }

@@ -19,10 +19,30 @@ def _has_weighted_samplers() -> bool:
 
 DATA_KEYS = (
     Key(
+        "DATASETS.ON_ERROR",
+        "error",
+        "What happens to images that cannot be used and to faulty annotations.",
+        OneOf(
+            {
+                "error": "The check before training refuses them. An image that turns out to be damaged later ends the "
+                "training.",
+                "skip": "They are left out, in evaluation with what is to be found in them, and are listed in "
+                "OUTPUT_DIR/left_out.jsonl. In training, another image takes the place of one that turns out to be "
+                "damaged.",
+            }
+        ),
+    ),
+    Key(
         "DATASETS.COCO_JSON",
         [],
         "Your own data sets in COCO format, which every script then knows by name: "
         "[{name: NAME, json: FILE, images: FOLDER}, ...]. Paths are relative to the working directory.",
+    ),
+    Key(
+        "DATASETS.MAX_JSON_MIB",
+        2048.0,
+        "The upper bound on the size of a json file of annotations in MiB, checked before it is read.",
+        Number(above=0),
     ),
     Key(
         "DATASETS.TRAIN_REPEAT_FACTOR",

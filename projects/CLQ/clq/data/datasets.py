@@ -2,17 +2,18 @@
 
 import difflib
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from clq.config import check_keys
+from clq.data.formats.coco import Content, check_content, read_coco_json, to_records
+from clq.data.formats.findings import Findings
 from clq.errors import UserError
+from clq.utils.memory import garbage_collection_paused
 
 _KEYS = ("name", "json", "images")
 # The group under MODEL in which a meta-architecture has its NUM_CLASSES. Those that are not listed use MODEL.CLQ.
@@ -26,19 +27,36 @@ class DatasetFiles(NamedTuple):
     images: str
 
 
-_registered: dict[str, DatasetFiles] = {}  # the data sets of DATASETS.COCO_JSON by name, with absolute paths
+class Declared(NamedTuple):
+    """A data set of ``DATASETS.COCO_JSON``.
+
+    Attributes:
+        files: its files, with absolute paths.
+        skip: whether what is faulty in it is left out rather than refused.
+        masks: whether its segmentations are used.
+    """
+
+    files: DatasetFiles
+    skip: bool
+    masks: bool
 
 
-def register_coco_json(entries: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+_registered: dict[str, Declared] = {}
+
+
+def register_coco_json(
+    entries: Sequence[Mapping[str, str]], *, skip: bool = False, masks: bool = False
+) -> list[dict[str, str]]:
     """Registers COCO-format data sets in Detectron2's catalogs.
 
-    No file is read, so a data set may be created later. The evaluator reads the json itself
-    (``MetadataCatalog.get(name).json_file``), so there is no converted copy that could become outdated. Registering a
-    data set again has no effect unless its paths have changed; the new paths then replace the old ones.
+    No file is read, so a data set may be created later. Whatever uses the data set reads the json again, so there is no
+    converted copy that could become outdated. Registering a data set again has no effect unless something has changed.
 
     Args:
         entries: data sets, each as ``{"name": ..., "json": ..., "images": ...}``. Paths may contain ``~`` and
             ``$VARS`` and are relative to the working directory.
+        skip: whether faulty images and annotations are left out rather than refused.
+        masks: whether segmentations are used.
 
     Returns:
         The entries with absolute paths.
@@ -58,13 +76,15 @@ def register_coco_json(entries: Sequence[Mapping[str, str]]) -> list[dict[str, s
         if wanted.setdefault(name, files) != files:
             raise UserError(f"DATASETS.COCO_JSON: {name} is given twice, with different paths; use two names.")
     for name, files in wanted.items():
-        if _registered.get(name) == files and name in DatasetCatalog:
+        declared = Declared(files, skip, masks)
+        if _registered.get(name) == declared and name in DatasetCatalog:
             continue  # registering it again would discard the metadata that loading the data set has added
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, files.json, files.images)
-        _registered[name] = files
+        DatasetCatalog.register(name, functools.partial(_load_records, name))
+        MetadataCatalog.get(name).set(json_file=files.json, image_root=files.images, evaluator_type="coco")
+        _registered[name] = declared
     return [{"name": name, "json": files.json, "images": files.images} for name, files in wanted.items()]
 
 
@@ -76,8 +96,10 @@ def register_declared(cfg: CfgNode) -> None:
     Raises:
         UserError: see :func:`register_coco_json`.
     """
-    check_keys(cfg, "DATASETS.COCO_JSON")
-    cfg.DATASETS.COCO_JSON = register_coco_json(cfg.DATASETS.COCO_JSON)
+    check_keys(cfg, "DATASETS.COCO_JSON", "DATASETS.ON_ERROR")
+    cfg.DATASETS.COCO_JSON = register_coco_json(
+        cfg.DATASETS.COCO_JSON, skip=cfg.DATASETS.ON_ERROR == "skip", masks=cfg.MODEL.MASK_ON
+    )
 
 
 def _absolute(path: str) -> str:
@@ -96,6 +118,11 @@ def _check_entry(entry: Mapping[str, str]) -> None:
 def is_declared(dataset_name: str) -> bool:
     """Returns whether a data set comes from ``DATASETS.COCO_JSON`` rather than from Detectron2 or from code."""
     return dataset_name in _registered
+
+
+def leaves_out_faults(dataset_name: str) -> bool:
+    """Whether what is faulty in a data set of ``DATASETS.COCO_JSON`` is left out rather than refused."""
+    return _registered[dataset_name].skip
 
 
 def require_files(dataset_name: str) -> DatasetFiles:
@@ -119,32 +146,37 @@ def require_files(dataset_name: str) -> DatasetFiles:
     return DatasetFiles(path, images)
 
 
-def read_coco_json(dataset_name: str) -> dict:
-    """Reads the json of a registered COCO-format data set.
+def load_content(dataset_name: str, findings: Findings | None = None) -> Content:
+    """Reads the usable content of a data set of ``DATASETS.COCO_JSON``.
+
+    Args:
+        dataset_name: name of the data set.
+        findings: receives what is found. Without it, faults are raised unless ``DATASETS.ON_ERROR`` is ``skip``.
 
     Raises:
-        UserError: as in :func:`require_files`, or the json is invalid or has no categories.
+        UserError: as in :func:`require_files`, or the json cannot be used.
     """
-    path = require_files(dataset_name).json
-    try:
-        with open(path, encoding="utf-8") as f:
-            data = json.load(f)
-    except ValueError as e:  # JSONDecodeError or UnicodeDecodeError
-        raise UserError(f"data set {dataset_name}: {path} is not valid json ({e}); write it again.") from e
-    if not isinstance(data, dict) or not _are_categories(data.get("categories")):
-        raise UserError(
-            f"data set {dataset_name}: {path} has no categories; COCO json needs a non-empty list of "
-            '{"id": ..., "name": ...} under "categories".'
-        )
-    return data
+    path, declared = require_files(dataset_name).json, _registered[dataset_name]
+    ours = Findings(dataset_name, declared.skip) if findings is None else findings
+    with garbage_collection_paused():  # it would look at millions of new values again and again, and find nothing
+        content = check_content(read_coco_json(path, dataset_name), ours, masks=declared.masks)
+    if findings is None:
+        ours.raise_faults()
+    return content
 
 
-def _are_categories(categories: object) -> bool:
-    """Returns whether a value is a non-empty list of records with an id and a name."""
-    return (
-        isinstance(categories, list)
-        and len(categories) > 0
-        and all(isinstance(c, dict) and "id" in c and "name" in c for c in categories)
+def _load_records(dataset_name: str) -> list[dict]:
+    """Detectron2's records of a data set of ``DATASETS.COCO_JSON``."""
+    content = load_content(dataset_name)
+    complete_metadata(dataset_name, content)
+    return to_records(content, _registered[dataset_name].files.images)
+
+
+def complete_metadata(dataset_name: str, content: Content) -> None:
+    """Adds the classes of a data set to its metadata, as Detectron2 does when it loads COCO json."""
+    MetadataCatalog.get(dataset_name).set(
+        thing_classes=content.class_names,
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(content.categories)},
     )
 
 
@@ -187,12 +219,12 @@ def class_names(dataset_name: str) -> list[str]:
 @functools.lru_cache(maxsize=64)  # a run needs them several times, and a file of COCO's size takes seconds to parse
 def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
     """Reads the class names; ``path`` and the time of modification (ns) identify the contents in the cache."""
-    return tuple(names_by_id(read_coco_json(dataset_name)))
+    return tuple(c["name"] for c in read_categories(path, dataset_name))
 
 
-def names_by_id(data: dict) -> list[str]:
-    """Returns the class names of parsed COCO json by category id, the order that Detectron2 gives the outputs."""
-    return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
+def read_categories(path: str, dataset_name: str) -> list[dict]:
+    """Reads the categories of a COCO json by id, the order that Detectron2 gives the outputs of a model."""
+    return sorted(read_coco_json(path, dataset_name)["categories"], key=lambda c: c["id"])
 
 
 def fill_num_classes(cfg: CfgNode) -> None:

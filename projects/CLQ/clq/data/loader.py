@@ -8,20 +8,28 @@ although nothing about the loader is saved. The number of workers and what they 
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from clq.data.formats.findings import LeftOut
+from clq.data.images import ImageError
+from clq.data.left_out import left_out_files, write_left_out
 from clq.errors import UserError
 from clq.utils.random_states import random_states, set_random_states
 
+logger = logging.getLogger(__name__)
+
 # The second entry of a key of random states, after the seed. It tells the uses of random numbers apart.
 SAMPLE, STEP, SAMPLER = 0, 1, 2
+_MOST_IN_A_ROW = 20  # images that cannot be used, until the fault is taken to be of the disk and not of the images
 
 
 class TrainLoader:
@@ -49,6 +57,7 @@ class TrainLoader:
         batch_size: int,
         group_by_shape: bool,
         num_workers: int = 0,
+        on_left_out: Callable[[str, str], None] | None = None,
     ):
         """Initializes the loader.
 
@@ -62,6 +71,8 @@ class TrainLoader:
             group_by_shape: whether a batch holds only images that are wider than high, or none of them. An image
                 without a size in its record counts as one that is not wider.
             num_workers: number of processes that load images; 0 loads them in this one.
+            on_left_out: called in this process with the path of an image that cannot be used and the reason, each time
+                that another image takes its place. Without it, the mapper's error ends the iteration.
         """
         entries = [records[i] for i in range(len(records))]
         wide = (group_by_shape and r.get("width", 0) > r.get("height", 0) for r in entries)
@@ -73,6 +84,7 @@ class TrainLoader:
         self._build_sampler = build_sampler
         self._batch_size = batch_size
         self._num_workers = num_workers
+        self._on_left_out = on_left_out
         self.seed = seed
         self.start = 0
         self.worker_init_fn: Callable[[int], None] | None = None
@@ -82,7 +94,7 @@ class TrainLoader:
         # has loaded the checkpoint that sets seed and start.
         batches = itertools.islice(self._batches(), self.start, None)
         loader = DataLoader(
-            _Samples(self._dataset, self._mapper, self.seed),
+            _Samples(self._dataset, self._mapper, self.seed, self._groups if self._on_left_out else None),
             batch_size=None,  # workers load single images, as in Detectron2, and the batches are put together here
             sampler=itertools.chain.from_iterable(batches),
             num_workers=self._num_workers,
@@ -90,9 +102,16 @@ class TrainLoader:
             worker_init_fn=self.worker_init_fn,
             generator=Generator(),  # or the loader would draw from the default generator, which the model uses
         )
-        samples = iter(loader)
+        samples = map(self._report, loader)
         while True:
             yield list(itertools.islice(samples, self._batch_size))
+
+    def _report(self, sample: tuple[dict, list[tuple[str, str]]]) -> dict:
+        mapped, left_out = sample
+        for path, reason in left_out:
+            assert self._on_left_out is not None
+            self._on_left_out(path, reason)
+        return mapped
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """All batches of this process from iteration 0 on, as (position, index) pairs."""
@@ -125,23 +144,47 @@ def group_samples(
 
 
 class _Samples(Dataset):
-    """Maps the record of an index with the random states of its position."""
+    """Maps the record of an index with the random states of its position.
 
-    def __init__(self, dataset: Dataset, mapper: Callable[[dict], dict], seed: int):
+    Args:
+        dataset: the records.
+        mapper: of the loader.
+        seed: of the loader.
+        groups: group of each record, if an image that cannot be used is to be replaced by another one of its group.
+            The index of the replacement is drawn with the states of the position, and thus follows from the seed and
+            the position, too.
+    """
+
+    def __init__(self, dataset: Dataset, mapper: Callable[[dict], dict], seed: int, groups: bytes | None):
         self._dataset = dataset
         self._mapper = mapper
         self._seed = seed
+        self._groups = groups
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict:
-        # A sample that is to be skipped has to be replaced here, by the record of an index that is drawn with the
-        # states of its position: the replacement then follows from the seed and the position, too.
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
+        """Returns what the mapper returns, and (path, reason) of each image that it could not use."""
         position, index = sample
         key = self._seed, SAMPLE, position
         if get_worker_info() is not None:  # nothing else runs in a worker, so its states need not be restored
             set_random_states(*key)
-            return self._mapper(self._dataset[index])
+            return self._map(index)
         with random_states(*key):
-            return self._mapper(self._dataset[index])
+            return self._map(index)
+
+    def _map(self, index: int) -> tuple[dict, list[tuple[str, str]]]:
+        left_out: list[tuple[str, str]] = []
+        while True:
+            record = self._dataset[index]
+            try:
+                return self._mapper(record), left_out
+            except ImageError as e:
+                if self._groups is None:
+                    raise
+                left_out.append((record["file_name"], str(e)))
+                if len(left_out) == _MOST_IN_A_ROW:
+                    raise UserError(f"{len(left_out)} images in a row cannot be used; the last of them: {e}") from e
+                groups = np.frombuffer(self._groups, dtype=np.uint8)
+                index = int(np.random.choice(np.flatnonzero(groups == groups[index])))
 
 
 def _unchanged(sample: Any) -> Any:
@@ -151,7 +194,8 @@ def _unchanged(sample: Any) -> Any:
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoader:
     """Builds the loader of ``DATASETS.TRAIN``, with the sampler of ``DATALOADER.SAMPLER_TRAIN``.
 
-    With ``SEED`` -1 a seed is drawn.
+    With ``SEED`` -1 a seed is drawn. With ``DATASETS.ON_ERROR`` ``skip``, images that a check has left out are not
+    loaded, and those that cannot be used are replaced and added to ``left_out.jsonl`` in ``OUTPUT_DIR``.
 
     Raises:
         UserError: a data set has no indices.
@@ -162,6 +206,10 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
         raise UserError(
             f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
         )
+
+    if isinstance(parts["dataset"], list):
+        gone = set().union(*map(left_out_files, cfg.DATASETS.TRAIN))
+        parts["dataset"] = [record for record in parts["dataset"] if record["file_name"] not in gone]
 
     def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
         seeded = cfg.clone()
@@ -177,4 +225,20 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
         batch_size=parts["total_batch_size"] // comm.get_world_size(),
         group_by_shape=parts["aspect_ratio_grouping"],
         num_workers=parts["num_workers"],
+        on_left_out=_Reporter(cfg) if cfg.DATASETS.ON_ERROR == "skip" else None,
     )
+
+
+class _Reporter:
+    """Reports each training image that cannot be used, once: in the log and in ``left_out.jsonl``."""
+
+    def __init__(self, cfg: CfgNode):
+        self._name, self._folder = ", ".join(cfg.DATASETS.TRAIN), cfg.OUTPUT_DIR
+        self._reported: set[str] = set()
+
+    def __call__(self, path: str, reason: str) -> None:
+        if path in self._reported:
+            return
+        self._reported.add(path)
+        logger.warning("left out: %s", reason)
+        write_left_out(self._folder, [LeftOut(self._name, path, None, reason)])

@@ -1,6 +1,8 @@
 """The mapper that turns a record of a data set into the input of the model."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,13 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from fvcore.transforms.transform import CropTransform, TransformList
 
 from clq.data.augmentations import build_augmentations, build_test_augmentations
-from clq.data.images import read_image
+from clq.data.images import ImageError, read_image, read_options
 from clq.data.tiling import visible_fraction
 from clq.data.transforms import Warp
 from clq.errors import UserError, blamed_on
+
+UNREADABLE = "unreadable"  # key of the reason why a test image could not be used
+_UNREADABLE_SIZE = 32, 32  # (height, width) of the image in its place
 
 
 class BoxMapper(DatasetMapper):
@@ -33,21 +38,39 @@ class BoxMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, min_visible: float, **kwargs):
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        min_visible: float,
+        skip: bool = False,
+        read_options: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
         """Initializes the mapper.
 
         Args:
             is_train: whether the input of the model includes annotations.
             min_visible: boxes of which augmentation leaves a smaller fraction of the area are dropped. Any part of a
                 box that is outside the image before augmentation does not count.
+            skip: in testing, whether an image that cannot be used is replaced by a black one, with the reason under
+                :data:`UNREADABLE`, rather than refused. In training the loader replaces it by another image.
+            read_options: keyword arguments of :func:`~clq.data.images.read_image`; its defaults if None.
             kwargs: further arguments of :class:`DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
         self.min_visible = min_visible
+        self.skip = skip
+        self.read_options = dict(read_options or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        return {**super().from_config(cfg, is_train), "min_visible": cfg.INPUT.AUG.MIN_VISIBLE}
+        return {
+            **super().from_config(cfg, is_train),
+            "min_visible": cfg.INPUT.AUG.MIN_VISIBLE,
+            "skip": cfg.DATASETS.ON_ERROR == "skip",
+            "read_options": read_options(cfg),
+        }
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Turns a record into the input of the model.
@@ -61,15 +84,23 @@ class BoxMapper(DatasetMapper):
             augmentation produces real numbers.
 
         Raises:
-            UserError: the image cannot be read, its size is not the one given by the data set, or it is so thin that
+            ImageError: the image cannot be read, its size is not the one given by the data set, or it is so thin that
                 nothing is left of it at the size that ``INPUT`` asks for.
         """
-        record = copy.deepcopy(dataset_dict)
-        image = read_image(record["file_name"], self.image_format)
+        try:
+            return self._map(copy.deepcopy(dataset_dict))
+        except ImageError as e:
+            if self.is_train or not self.skip:
+                raise
+            image = torch.zeros((3, *_UNREADABLE_SIZE), dtype=torch.uint8)
+            return {**dataset_dict, "image": image, UNREADABLE: str(e)}
+
+    def _map(self, record: dict) -> dict:
+        image = read_image(record["file_name"], self.image_format, **self.read_options)
         try:
             check_image_size(record, image)
         except ValueError as e:  # Detectron2's message names the file and the sizes
-            raise UserError(" ".join(str(e).split())) from e
+            raise ImageError(" ".join(str(e).split())) from e
         data = T.AugInput(image)
         try:
             transforms = self.augmentations(data)
@@ -77,7 +108,7 @@ class BoxMapper(DatasetMapper):
                 raise ValueError("height and width must be > 0")
         except (ValueError, ZeroDivisionError) as e:  # raised for a height or width of 0
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
-            raise UserError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
+            raise ImageError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
         if not self.is_train:
             record.pop("annotations", None)

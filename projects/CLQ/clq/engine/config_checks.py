@@ -33,7 +33,7 @@ def check_model(cfg: CfgNode) -> None:
     Raises:
         UserError: the first key that is at fault.
     """
-    check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB")
+    check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB", "INPUT.MAX_MEGAPIXELS", "INPUT.GREY_RANGE")
     _check_finite(cfg)
     backbone = cfg.MODEL.BACKBONE.NAME
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])

@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
-from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -33,12 +32,14 @@ from clq.engine.hooks import (
     HeartbeatHook,
     NewestCheckpoints,
     ResumablePreciseBN,
+    ShortHistory,
 )
 from clq.engine.nonfinite import FiniteWeights
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
 from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
+from clq.evaluation.coco import BoxEvaluator
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
 
@@ -133,7 +134,7 @@ class Trainer(DefaultTrainer):
 
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
             hooks.insert(0, average)  # before the checkpointer, which saves it
-        hooks.append(ExactResume(self.model, self._trainer.data_loader, self.cfg))
+        hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
         if (beat := heartbeat.current()) is not None:
             hooks.insert(0, HeartbeatHook(beat))
         return hooks
@@ -266,12 +267,12 @@ class Trainer(DefaultTrainer):
         return signals.shield_workers(build_detection_test_loader(cfg, dataset_name, mapper=build_test_mapper(cfg)))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> BoxEvaluator:
         """Builds the evaluator of COCO's box metrics, for as many detections per image as the detector may return."""
-        return COCOEvaluator(
+        return BoxEvaluator(
             dataset_name,
-            tasks=("bbox",),
             output_dir=os.path.join(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"), dataset_name),
+            left_out_folder=cfg.OUTPUT_DIR,
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )

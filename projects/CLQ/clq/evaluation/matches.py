@@ -8,7 +8,6 @@ of equal score and class in one image, which pycocotools takes in turn with thos
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -17,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from clq.errors import UserError
+from clq.evaluation.results_file import read_results, read_truth
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's T = 10 IoU thresholds
 _RECALLS = np.linspace(0, 1, 101)  # and the recalls at which it reads precisions
@@ -80,11 +80,13 @@ def match_results(annotations_file: str, results_file: str, max_dets: int = 100)
         annotations_file: COCO json of the ground truth.
         results_file: COCO results, as COCOEvaluator writes them (``coco_instances_results.json``).
         max_dets: detections of an image and class that count, those with the highest scores.
+
+    Raises:
+        UserError: the results cannot be read, or are those of another data set.
     """
-    with open(results_file, encoding="utf-8") as f:
-        results = json.load(f)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO(annotations_file)
+        truth = read_truth(annotations_file)
+        results = read_results(results_file, truth.getImgIds(), truth.getCatIds())
         if not results:
             found = COCO()
             found.dataset = {**truth.dataset, "annotations": []}

@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import json
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
-from pycocotools.coco import COCO
 
 from clq.evaluation.calibration import score_iou_correlation
+from clq.evaluation.results_file import read_results, read_truth
 
 # Position of each metric in the list of twelve that COCOeval computes.
 _STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR": 8}
@@ -27,13 +26,15 @@ def box_metrics(annotations_file: str, results_file: str, max_dets: int = 100) -
         A value for each of :data:`METRICS`. COCO's average precisions, and its average recall at ``max_dets``
         detections, are in percent. They are nan if there is no object of the size in question, and 0 if nothing was
         detected at all. ``score-IoU`` is Spearman's correlation of score and IoU, from -1 to 1.
+
+    Raises:
+        UserError: the results cannot be read, or are those of another data set.
     """
-    with open(results_file, encoding="utf-8") as f:
-        results = json.load(f)
-    if not results:
-        return {**dict.fromkeys(_STATISTICS, 0.0), "score-IoU": float("nan")}
     with contextlib.redirect_stdout(io.StringIO()):  # hides the progress that pycocotools prints
-        truth = COCO(annotations_file)
+        truth = read_truth(annotations_file)
+        results = read_results(results_file, truth.getImgIds(), truth.getCatIds())
+        if not results:
+            return {**dict.fromkeys(_STATISTICS, 0.0), "score-IoU": float("nan")}
         evaluation = COCOevalMaxDets(truth, truth.loadRes(results), "bbox")
         evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()

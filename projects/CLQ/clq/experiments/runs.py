@@ -14,6 +14,7 @@ import torch
 
 from clq.config import setup_cfg
 from clq.errors import UserError
+from clq.utils.files import read_json
 
 TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
 SETTINGS, DONE = "settings.json", "done"  # files in the folder of a run
@@ -47,7 +48,7 @@ class Run:
         cfg = setup_cfg(self.config_file, [*self.opts, "MODEL.DEVICE", "cpu"])  # equal on all machines
         settings = {"config": cfg.dump()}
         path = self.folder / SETTINGS
-        if path.is_file() and json.loads(path.read_text()) != settings:
+        if path.is_file() and read_json(path) != settings:
             raise UserError(f"{self.folder}: holds a run with other settings; choose another --output or delete it.")
         self.folder.mkdir(parents=True, exist_ok=True)
         complete = path.with_suffix(".tmp")  # so that an interruption leaves no half-written file
@@ -132,6 +133,8 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the training was interrupted while it wrote this line
+            continue
+        if not isinstance(record, dict) or "iteration" not in record:
             continue
         for name, value in record.items():
             if "loss" in name:

@@ -6,11 +6,12 @@ from pathlib import Path
 from threading import Lock
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
+from clq.evaluation.coco import RESULTS_FILE, truth_file
 from clq.evaluation.metrics import box_metrics
 from clq.experiments.comparison import cached_matches
 from clq.experiments.runs import Run
+from clq.utils.files import read_json
 
 
 class Store:
@@ -39,13 +40,13 @@ class Store:
             cfg: of the run.
         """
         dataset, most = cfg.DATASETS.TEST[0], cfg.TEST.DETECTIONS_PER_IMAGE
-        annotations = MetadataCatalog.get(dataset).json_file
-        results = run.folder / "inference" / dataset / "coco_instances_results.json"
+        results = run.folder / "inference" / dataset / RESULTS_FILE
+        annotations = truth_file(results, dataset)
         metrics = box_metrics(annotations, str(results), most)
         matches = cached_matches(run.folder, annotations, results, most)
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = json.loads(self.metrics_file.read_text()) if self.metrics_file.is_file() else {}
+            content = read_json(self.metrics_file) if self.metrics_file.is_file() else {}
             entry = content.setdefault(variant, {"settings": settings, "seeds": {}})
             entry["settings"] = settings
             # json has no nan

@@ -18,7 +18,7 @@ from fvcore.transforms.transform import TransformList
 
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
-from clq.data.datasets import class_names, fill_num_classes, read_coco_json, resolve_num_classes
+from clq.data.datasets import class_names, fill_num_classes, read_categories, require_files, resolve_num_classes
 from clq.data.mapper import matrix_entry
 from clq.engine.amp import inference_autocast
 from clq.engine.config_checks import check_model
@@ -206,7 +206,7 @@ def _category_ids(dataset_name: str, num_classes: int) -> tuple[int, ...]:
     if to_class is not None:
         return tuple(sorted(to_class, key=to_class.get))
     if metadata.get("json_file") is not None:
-        return tuple(sorted(c["id"] for c in read_coco_json(dataset_name)["categories"]))
+        return tuple(c["id"] for c in read_categories(require_files(dataset_name).json, dataset_name))
     return tuple(range(num_classes))  # a data set that was registered in code and has no other ids
 
 

@@ -126,8 +126,9 @@ def centerness(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
 
     Returns:
         (P,) in [0, 1]. It is 0 for a centre that does not lie inside the ground truth, as SimOTA and the assignment by
-        IoU may match.
+        IoU may match, and so for every centre where the ground truth has no area.
     """
     center = (anchors[:, :2] + anchors[:, 2:]) * 0.5
     near, far = center - gt_boxes[:, :2], gt_boxes[:, 2:] - center
-    return (near.minimum(far) / near.maximum(far)).clamp(min=0).prod(dim=-1).sqrt()
+    longer = near.maximum(far).clamp(min=1e-6)  # 0 where the ground truth is a point and the centre lies on it
+    return (near.minimum(far) / longer).clamp(min=0).prod(dim=-1).sqrt()
