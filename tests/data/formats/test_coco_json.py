@@ -81,10 +81,10 @@ def test_categories_that_do_not_make_classes_are_refused(tmp_path, categories, m
 
 def test_annotations_may_be_missing_but_not_be_something_else():
     data = {"categories": [{"id": 1, "name": "a"}], "images": [IMAGE]}
-    assert check_content(data, Findings("pets"), masks=False).annotations is None
+    assert check_content(data, Findings("pets"), masks=None).annotations is None
     for wrong in (None, {}, "x"):
         with pytest.raises(UserError, match='no list under "annotations"'):
-            check_content({**data, "annotations": wrong}, Findings("pets"), masks=False)
+            check_content({**data, "annotations": wrong}, Findings("pets"), masks=None)
 
 
 def test_records_are_those_of_detectron2s_own_loader(make):
@@ -93,7 +93,7 @@ def test_records_are_those_of_detectron2s_own_loader(make):
     entry = make("pets", images=images, annotations=boxes)
     theirs = load_coco_json(entry["json"], entry["images"], "theirs")
     data = read_coco_json(entry["json"], "pets")
-    ours = to_records(check_content(data, Findings("pets"), masks=False), entry["images"])
+    ours = to_records(check_content(data, Findings("pets"), masks=None), entry["images"])
     assert ours == theirs
     assert ours[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
 
@@ -103,10 +103,18 @@ def test_masks_are_loaded_where_they_are_used(make):
 
     polygon = [[1, 1, 5, 1, 5, 5]]
     entry = make("pets", annotations=[{**BOX, "segmentation": polygon}])
-    for masks in (False, True):
+    for masks in ({}, {"other": "polygon"}, {"pets": "polygon"}):
         register_coco_json([entry], masks=masks)
         (record,) = DatasetCatalog.get("pets")
-        assert record["annotations"][0].get("segmentation") == (polygon if masks else None)
+        assert record["annotations"][0].get("segmentation") == (polygon if "pets" in masks else None)
+
+
+def test_categories_of_one_name_are_noted():
+    data = {"categories": [{"id": i, "name": name} for i, name in enumerate(["dog", "cat", "dog"])], "images": [IMAGE]}
+    findings = Findings("pets")
+    assert check_content(data, findings, masks=None).class_names == ["dog", "cat", "dog"]
+    ((kind, found),) = findings.notes.items()
+    assert "categories have the same name" in kind and (found.first, found.count) == ("'dog' (text)", 2)
 
 
 def test_pycocotools_gets_the_content():

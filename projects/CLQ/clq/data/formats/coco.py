@@ -79,13 +79,13 @@ def read_coco_json(path: str, name: str) -> dict:
     return data
 
 
-def check_content(data: dict, findings: Findings, *, masks: bool) -> Content:
+def check_content(data: dict, findings: Findings, *, masks: str | None) -> Content:
     """Checks the images and annotations of a COCO json.
 
     Args:
         data: of :func:`read_coco_json`.
         findings: receives what is found.
-        masks: whether segmentations are used; if not, they are not looked at.
+        masks: ``INPUT.MASK_FORMAT``, in which segmentations are used; None if they are not looked at.
 
     Returns:
         The content without what is faulty.
@@ -97,6 +97,10 @@ def check_content(data: dict, findings: Findings, *, masks: bool) -> Content:
         raise UserError(f'data set {findings.name}: its json has no list under "annotations"; it is not COCO json.')
     categories = [{"id": integer(c["id"]), "name": c["name"]} for c in data["categories"]]
     categories.sort(key=lambda category: category["id"])
+    for class_name, count in Counter(c["name"] for c in categories).most_common(1):
+        if count > 1:
+            what = "categories have the same name as another one; they are learned as different classes, and metrics "
+            findings.note(f"{what}of a class show only the last of them", shown(class_name), count)
     images = check_images(data, findings)
     annotations = None
     if "annotations" in data:
