@@ -167,6 +167,12 @@ def test_what_is_faulty_is_left_out_counted_and_returned(make, tmp_path, caplog)
     assert "(2; the first: annotation 2 has iscrowd '0' (text)" in warnings(caplog)[1]
 
 
+def test_a_name_with_a_line_break_stays_in_the_line_of_its_warning(make, caplog):
+    check([make("train", images=[IMAGE, {**IMAGE, "id": 6, "file_name": "b\n\ud7ff.png"}])], [], opts=SKIP)
+    (warning,) = warnings(caplog)
+    assert r"train_images/b\n\ud7ff.png does not exist" in warning and "\n" not in warning
+
+
 def test_if_nothing_is_left_the_reason_is_given(make):
     bad = make("train", annotations=[{**BOX, "bbox": ["1", 2, 3, 4]}])
     with pytest.raises(UserError, match=r"has a box to train on; add some. Left out: .*annotation 1 has bbox\[0\] '1'"):

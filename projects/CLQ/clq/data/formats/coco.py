@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from clq.data.formats.annotations import check_annotations
 from clq.data.formats.findings import Findings, shown
-from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id
+from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id, is_text
 from clq.errors import UserError
 from clq.utils.files import read_json
 
@@ -72,9 +72,9 @@ def read_coco_json(path: str, name: str) -> dict:
                 f"data set {name}: category number {number} in its json is {shown(category)}; it must have an id, an "
                 "integer or text."
             )
-        if not isinstance(category.get("name"), str):
+        if not is_text(category.get("name")):
             what = f"category {category['id']} has name {shown(category.get('name'))} in its json"
-            raise UserError(f"data set {name}: {what}; it must be text.")
+            raise UserError(f"data set {name}: {what}; it must be text of whole characters.")
     _check_unique(name, "category", [c["id"] for c in categories])
     return data
 
@@ -145,6 +145,7 @@ def _are_regular(images: list) -> bool:
             and {type(name) for name in names} == {str}
             and all(names)
             and "\0" not in "".join(names)
+            and is_text("".join(names))
             and {type(size) for size in itertools.chain(*sizes)} == {int}
             and min(map(min, sizes)) > 0
             and max(map(max, sizes)) <= LARGEST_SIDE
@@ -165,6 +166,8 @@ def _fault_of_image(image: object) -> str | None:
     file_name = image["file_name"]
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         return f"has file_name {shown(file_name)}; it must be the path of a file"
+    if not is_text(file_name):
+        return f"has file_name {shown(file_name)}, which UTF-8 cannot hold; rename the file"
     for key in ("width", "height"):
         size = integer(image[key])
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
