@@ -196,7 +196,7 @@ def test_a_damaged_training_image_ends_the_training_with_one_line(tiny, damaged,
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert "Traceback" not in out
-    assert re.search(rf"image {tmp_path}/shapes_train/\d.png: .*; replace or remove it", line)
+    assert re.fullmatch(rf"\S+: image {tmp_path}/shapes_train/\d.png: [^\\]*; replace or remove it\.", line)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
