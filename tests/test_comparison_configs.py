@@ -151,4 +151,4 @@ def test_masks_that_the_data_set_lacks(tiny, tmp_path, run, capsys):
     opts = ["DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", [], "OUTPUT_DIR", tmp_path, *SHRINK]
     assert run("train_net.py", "--config-file", ROOT / "mask_rcnn_R_50_FPN_1x.yaml", *sets, *opts) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "an object has no segmentation, which MODEL.MASK_ON True needs" in line
+    assert "data set shapes_train: annotation 1 has segmentation null; MODEL.MASK_ON needs" in line
