@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import safetensors
@@ -141,11 +141,16 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
         except _ZIP_ERRORS as e:
             raise DamagedFile(_reason(e)) from e
         _check_size(source, content, max_gib)
+        if content > os.path.getsize(path):
+            raise UserError(
+                f"{source}: is compressed, so that it takes more memory than its size shows, and torch.save does not "
+                "compress; save it again with torch.save."
+            )
         check_file(path)
     elif _starts_like_a_zip(path):
         raise DamagedFile("its end is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if "Unsupported global" in str(e) or "Unsupported class" in str(e):
             raise ForbiddenObjects(
@@ -155,6 +160,23 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
         raise DamagedFile(_reason(e)) from e
     except Exception as e:  # reading bytes that are no checkpoint can raise anything
         raise DamagedFile(_reason(e)) from e
+    # A tensor can repeat its data, as after expand(), and take any memory when it is copied.
+    _check_size(source, sum(x.numel() * x.element_size() for x in _tensors(loaded)), max_gib)
+    return loaded
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All tensors in nested containers, each once; a container of a file may hold itself."""
+    pending, seen = [content], set()
+    while pending:
+        found = pending.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            yield found
+        elif isinstance(found, (Mapping, list, tuple)):
+            pending += found.values() if isinstance(found, Mapping) else found
 
 
 def _is_zip(path: str) -> bool:
