@@ -12,6 +12,7 @@ from clq.checkpoint.detector_info import KEY, info_of
 from clq.checkpoint.storage import save_safetensors
 from clq.errors import UserError
 from clq.inference.predictor import Predictor
+from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 
@@ -172,3 +173,19 @@ def test_what_is_no_image_is_refused_with_what_to_pass(predictor, wrong, message
 def test_batch_size_must_be_positive(predictor, image):
     with pytest.raises(UserError, match="batch_size 0: must be at least 1"):
         predictor([image], batch_size=0)
+
+
+def test_detectron2s_predictor_finds_the_same(trained, image, expected):
+    cfg = clq.setup_cfg(str(trained / "config.yaml"), ["MODEL.WEIGHTS", str(trained / "model_final.pth")])
+    found = DefaultPredictor(cfg)(np.asarray(Image.open(image).convert("RGB"))[:, :, ::-1])["instances"]
+    np.testing.assert_allclose(found.pred_boxes.tensor.numpy(), expected.boxes, atol=1e-2)  # norms are folded here
+    np.testing.assert_allclose(found.scores.numpy(), expected.scores, atol=1e-4)
+
+
+def test_the_example_of_a_lazy_config_builds_the_detector():
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    example = text.split("In a LazyConfig")[1].split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(example.replace("import clq\n", ""), {"clq": clq}, names)
+    assert isinstance(names["detector"], clq.CLQ)
+    assert names["detector"].head.cls_logits.out_channels == 3
