@@ -348,6 +348,7 @@ def test_command_line_ends_with_one_line_and_status_2():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "gone.yaml: no such config file. See configs/ for those that come with the project."
+        "gone.yaml: no such config file, and no config of the project has this name; clq.configs.list() names those "
+        "that exist."
     )
     assert "Traceback" not in done.stderr
