@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from clq.checkpoint.comparison import compare, differences
+from clq.utils.files import TEMPORARY
 from forked import SMALL
 
 OPTS = [*SMALL, "DATASETS.TEST", "[]", "SOLVER.EMA.ENABLED", True, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2]
@@ -23,7 +24,8 @@ def uninterrupted(tiny, run, tmp_path_factory):
 
 
 def interrupted(uninterrupted, folder, last):
-    """Makes a folder that holds what a training left that was killed after a checkpoint."""
+    """Makes a folder that holds what a training left that was killed after a checkpoint, while it wrote another one."""
+    (folder / f".model_final.pth.7{TEMPORARY}").write_bytes(b"half")
     for path in uninterrupted.glob("model_0*.pth"):
         if path.name <= last:
             shutil.copy(path, folder)
@@ -32,7 +34,9 @@ def interrupted(uninterrupted, folder, last):
 
 def check_equal(folder, uninterrupted):
     assert compare(folder, uninterrupted) == []
-    assert {path.name for path in folder.glob("model_final*.pth")} == {"model_final.pth", "model_final_ema.pth"}
+    assert {path.name for path in folder.glob("*model_final*")} == {
+        *("model_final.pth", "model_final_ema.pth", "model_final.safetensors")
+    }
 
 
 def test_a_resumed_training_ends_bit_by_bit_as_an_uninterrupted_one(uninterrupted, tiny, run, tmp_path):

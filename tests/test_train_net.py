@@ -8,7 +8,8 @@ from pathlib import Path
 import clq
 import pytest
 import torch
-from clq.engine.trainer import Trainer, learning_rate
+from clq.engine.optimizer import learning_rate
+from clq.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["DATASETS.TEST", "[]", "SOLVER.BASE_LR", "0.004"]

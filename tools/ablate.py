@@ -144,7 +144,7 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
     for image in images[:1] + images:  # the first pass is a warm-up and is not counted
         for name, predictor in predictors.items():
             start = time.perf_counter()
-            predictor(image)  # returns its result on the CPU, so no GPU work is pending afterwards
+            predictor.detect([image])  # returns its result on the CPU, so no GPU work is pending afterwards
             seconds[name].append(time.perf_counter() - start)
     return {
         name: {

@@ -15,7 +15,8 @@ from clq.data.datasets import class_names
 from clq.data.reading import read_images
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
-from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
+from clq.inference.predictor import Predictor
+from clq.inference.results import DRAWING_THRESHOLD
 from clq.inference.visualization import Scene, compare, crop, populated_window
 from clq.utils.cli import positive, run_cli
 from detectron2.data import MetadataCatalog
@@ -51,7 +52,7 @@ def ground_truth(record: dict) -> Instances:
 
 def picture(cfg, predictor, record: dict, image, names: list[str], args):
     """The picture of one record: its image with the ground truth, and again with the detections."""
-    found = predictor(image)
+    (found,) = predictor.detect([image])
     found = found[found.scores >= args.confidence_threshold]
     scene = Scene(convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found)
     if args.crop:

@@ -4,10 +4,10 @@
     tools/soak.py --iterations 5000 --plot soak.png
 
 The training is train_net.py in a process of its own, with two workers, images of several sizes, an average of the
-weights, and evaluations and checkpoints in between. Once a second, the memory (PSS, which counts shared pages once),
-the open files and the threads of the whole process tree are recorded. After a fifth of the iterations, they must be
-flat: the line through the samples, whose slope is the median of the slopes between all pairs of samples, may rise by
---max-growth MiB, and by less than one file and one thread. The exit status is 1 if it is not.
+weights, and evaluations and checkpoints in between. Every --interval seconds, the memory (PSS, which counts shared
+pages once), the open files and the threads of the whole process tree are recorded. After a fifth of the iterations,
+they must be flat: the line through the samples, whose slope is the median of the slopes between all pairs of samples,
+may rise by --max-growth MiB, and by less than one file and one thread. The exit status is 1 if it is not.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import psutil
+from clq.errors import UserError
 from clq.utils.cli import positive, run_cli
 from kill_and_resume import COMMON, ROOT, write_dataset
 
@@ -48,6 +49,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=positive, default=5000, help="iterations to train; default: 5000")
     parser.add_argument("--period", type=positive, default=250, help="iterations between evaluations; default: 250")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples; default: 1")
     parser.add_argument("--max-growth", type=float, default=50, metavar="MIB", help="accepted growth; default: 50 MiB")
     parser.add_argument("--plot", metavar="PNG", help="file for a picture of the samples")
     parser.add_argument("--samples", metavar="JSON", help="file for the samples")
@@ -85,14 +87,14 @@ def last_iteration(metrics: Path) -> int:
     return json.loads(lines[-1])["iteration"] if lines else 0
 
 
-def watch(training: subprocess.Popen, metrics: Path) -> list[Sample]:
-    """Takes a sample once a second until the training ends."""
+def watch(training: subprocess.Popen, metrics: Path, interval: float) -> list[Sample]:
+    """Takes a sample every ``interval`` seconds until the training ends."""
     samples, process = [], psutil.Process(training.pid)
     while training.poll() is None:
         sample = take_sample(process, last_iteration(metrics))
         if sample is not None:
             samples.append(sample)
-        time.sleep(1)
+        time.sleep(interval)
     return samples
 
 
@@ -100,14 +102,14 @@ def growth(samples: list[Sample], field: str) -> float:
     """By how much the line through the samples rises from the first to the last of them (Theil and Sen's estimate).
 
     Raises:
-        ValueError: all samples are of one iteration, so there is no line.
+        UserError: there are not samples of two iterations, so there is no line.
     """
     x = np.array([s.iteration for s in samples], dtype=float)
     y = np.array([getattr(s, field) for s in samples], dtype=float)
     i, j = np.triu_indices(len(samples), 1)
     apart = x[i] != x[j]
     if not apart.any():
-        raise ValueError(f"{len(samples)} samples of a single iteration; train longer")
+        raise UserError(f"--iterations: {len(samples)} sample(s) of one iteration show no growth; train longer.")
     slope = np.median((y[j] - y[i])[apart] / (x[j] - x[i])[apart])
     return float(slope * (x.max() - x.min()))
 
@@ -115,10 +117,9 @@ def growth(samples: list[Sample], field: str) -> float:
 def report(samples: list[Sample], max_growth: float) -> bool:
     """Prints what grew after the warm-up, and returns whether it is flat."""
     flat = True
-    span = samples[-1].iteration - samples[0].iteration
     for field, unit, limit in (("memory", "MiB", max_growth), ("files", "files", 1.0), ("threads", "threads", 1.0)):
         values = [getattr(s, field) for s in samples]
-        rise = growth(samples, field)
+        rise, span = growth(samples, field), samples[-1].iteration - samples[0].iteration
         flat = flat and rise < limit
         print(
             f"{field}: {min(values):.0f} to {max(values):.0f} {unit}, median {np.median(values):.0f}; "
@@ -149,7 +150,7 @@ def main(argv=None):
         folder, begin = Path(name), time.monotonic()
         training = start(folder, args.iterations, args.period)
         try:
-            samples = watch(training, folder / "output" / "metrics.json")
+            samples = watch(training, folder / "output" / "metrics.json", args.interval)
         finally:
             if training.poll() is None:
                 training.terminate()  # it ends its workers

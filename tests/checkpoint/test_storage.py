@@ -130,6 +130,30 @@ def test_a_file_that_would_grow_is_refused_before_it_is_read(tmp_path):
         read(tmp_path / "a.pth", max_gib=0.001)
 
 
+def test_a_tensor_that_repeats_its_data_counts_as_if_it_were_copied(tmp_path):
+    torch.save({"model": {"w": torch.ones(1).expand(1 << 40)}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"its content has 4096\.0 GiB, more than MODEL\.MAX_WEIGHTS_GIB 16"):
+        read(tmp_path / "a.pth")
+
+
+def test_lists_that_hold_each_other_are_looked_at_once(tmp_path):
+    """As a tree, they would have a branch for each of 2^100 paths, and one without end."""
+    content: list = [torch.ones(2)]
+    for _ in range(100):
+        content = [content, content]
+    content.append(content)
+    torch.save({"lists": content}, tmp_path / "a.pth")
+    assert read(tmp_path / "a.pth").keys() == {"lists"}
+
+
+def test_a_file_that_is_compressed_is_refused_whatever_the_limit(torch_file, tmp_path):
+    with zipfile.ZipFile(torch_file) as whole, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        for record in whole.infolist():
+            file.writestr(record.filename, whole.read(record))
+    with pytest.raises(UserError, match=r"the file: is compressed, .* save it again with torch\.save"):
+        read(tmp_path / "b.pth")
+
+
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.pkl"])
 def test_a_file_larger_than_the_limit_is_refused(name, tmp_path):
     (tmp_path / name).write_bytes(bytes(2000))

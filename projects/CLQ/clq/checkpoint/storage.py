@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import safetensors
@@ -52,18 +52,19 @@ def save_torch(data: Mapping[str, Any], path: str) -> None:
             raise OSError(0, " ".join(str(e).split())[:200]) from e
 
 
-def save_safetensors(weights: Mapping[str, Tensor], path: str) -> None:
+def save_safetensors(weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, str] | None = None) -> None:
     """Writes weights as a safetensors file with a checksum, under its name only when it is whole.
 
     Args:
         weights: state dict; its tensors may share memory.
         path: file to write.
+        metadata: texts to store beside the weights.
 
     Raises:
         UserError: the file cannot be written.
     """
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in weights.items()}
-    content = safetensors.torch.save(tensors, {"format": "pt", _DIGEST: _digest(tensors)})
+    content = safetensors.torch.save(tensors, {**(metadata or {}), "format": "pt", _DIGEST: _digest(tensors)})
     with write_atomically(path) as f:
         f.write(content)
 
@@ -141,11 +142,16 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
         except _ZIP_ERRORS as e:
             raise DamagedFile(_reason(e)) from e
         _check_size(source, content, max_gib)
+        if content > os.path.getsize(path):
+            raise UserError(
+                f"{source}: is compressed, so that it takes more memory than its size shows, and torch.save does not "
+                "compress; save it again with torch.save."
+            )
         check_file(path)
     elif _starts_like_a_zip(path):
         raise DamagedFile("its end is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if "Unsupported global" in str(e) or "Unsupported class" in str(e):
             raise ForbiddenObjects(
@@ -155,6 +161,23 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
         raise DamagedFile(_reason(e)) from e
     except Exception as e:  # reading bytes that are no checkpoint can raise anything
         raise DamagedFile(_reason(e)) from e
+    # A tensor can repeat its data, as after expand(), and take any memory when it is copied.
+    _check_size(source, sum(x.numel() * x.element_size() for x in _tensors(loaded)), max_gib)
+    return loaded
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All tensors in nested containers, each once; a container of a file may hold itself."""
+    pending, seen = [content], set()
+    while pending:
+        found = pending.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            yield found
+        elif isinstance(found, (Mapping, list, tuple)):
+            pending += found.values() if isinstance(found, Mapping) else found
 
 
 def _is_zip(path: str) -> bool:

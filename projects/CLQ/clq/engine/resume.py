@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clq.data.loader import STEP, TrainLoader
+from clq.utils.files import remove_temporary_files
 from clq.utils.random_states import set_random_states
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ class ExactResume(HookBase):
                 "continue as in a training with SEED %d",
                 self._loader.seed,
             )
-        if comm.is_main_process() and os.path.exists(self._marker):
-            os.remove(self._marker)
+        if comm.is_main_process():
+            remove_temporary_files(os.path.dirname(self._marker))  # of a training that was killed while it wrote
+            if os.path.exists(self._marker):
+                os.remove(self._marker)
 
     def before_step(self) -> None:
         set_random_states(self._loader.seed, STEP, self.trainer.iter, comm.get_rank(), all_devices=True)

@@ -11,16 +11,16 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.modeling import DatasetMapperTTA
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _foreach_utils
 
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
-from clq.config import check_keys
+from clq.checkpoint.detector_info import DetectorInfo, config_text
+from clq.data.categories import find_categories
+from clq.data.datasets import fill_num_classes
 from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.engine import heartbeat, signals
@@ -35,6 +35,7 @@ from clq.engine.hooks import (
     ShortHistory,
 )
 from clq.engine.nonfinite import FiniteWeights
+from clq.engine.optimizer import adopt_groups, build_optimizer
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
 from clq.engine.stop_hook import StopHook
@@ -72,7 +73,11 @@ class Trainer(DefaultTrainer):
         with blamed_on("SOLVER.STEPS, MAX_ITER, GAMMA and WARMUP_*"):
             self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            max_gib=cfg.MODEL.MAX_WEIGHTS_GIB,
+            detector=describe(cfg),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -81,7 +86,10 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scales a config as Detectron2 does, except for the learning rate, which :func:`learning_rate` scales."""
+        """Scales a config as Detectron2 does, except for the learning rate.
+
+        That is scaled to the batch by :func:`~clq.engine.optimizer.learning_rate`.
+        """
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is not cfg and cfg.SOLVER.REFERENCE_BATCH > 0:
             scaled.defrost()
@@ -97,7 +105,7 @@ class Trainer(DefaultTrainer):
         ``EMA/bbox/AP`` and so on, and its detections are written to the folder ``ema/inference``. With ``TEST.AUG``,
         the training ends with an evaluation with test-time augmentation.
         """
-        hooks, cfg = super().build_hooks(), self.cfg.clone()
+        hooks, cfg = super().build_hooks(), self.cfg
         for i, hook in enumerate(hooks):
             if isinstance(hook, PreciseBN):
                 loader = self.build_train_loader(self.cfg)
@@ -116,28 +124,29 @@ class Trainer(DefaultTrainer):
         hooks.insert(writing, weights)
         evaluation += 2
         if cfg.SOLVER.SAVE_SAFETENSORS:
-            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR))
+            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR, self.checkpointer.detector))
         if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
             hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
         if cfg.TEST.AUG.ENABLED:
             hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             hooks.insert(evaluation + 1, hook)  # before the writers
         if cfg.SOLVER.EMA.ENABLED:
-            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
+            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR, self.checkpointer.detector)
             weights.add("average", average.model.state_dict)
-            cfg.defrost()
-            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
-
-            def evaluate():
-                logger.info("Evaluation of the moving average of the weights (SOLVER.EMA):")
-                return {"EMA": self.test(cfg, average.model)}
-
-            hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
+            hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
             hooks.insert(0, average)  # before the checkpointer, which saves it
         hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
         if (beat := heartbeat.current()) is not None:
             hooks.insert(0, HeartbeatHook(beat))
         return hooks
+
+    def _test_average(self, model: nn.Module) -> dict:
+        """Evaluates the moving average of the weights."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
+        logger.info("Evaluation of the moving average of the weights (SOLVER.EMA):")
+        return {"EMA": self.test(cfg, model)}
 
     def train(self) -> dict | None:
         """Runs the training; returns the results of the last evaluation on the main process, and None on others."""
@@ -203,56 +212,14 @@ class Trainer(DefaultTrainer):
             raise UserError(
                 "--resume: the checkpoint has no optimizer state; start a new training from it as MODEL.WEIGHTS."
             )
-        self._check_resumable(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups)
-        for theirs, ours in zip(step["optimizer"]["param_groups"], self._trainer.optimizer.param_groups, strict=True):
-            if "fused" in ours:  # a property of the machine: this one may have no fused kernels
-                theirs["fused"] = ours["fused"]
+        adopt_groups(self._trainer.optimizer.param_groups, step["optimizer"]["param_groups"], self.cfg.SOLVER.OPTIMIZER)
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(step)
 
-    def _check_resumable(self, theirs: list[dict], ours: list[dict]) -> None:
-        """Compares the parameter groups of a checkpoint's optimizer with those of this training."""
-        if ("betas" in theirs[0]) != ("betas" in ours[0]):
-            raise UserError(
-                f"SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER}: the checkpoint to resume was trained with another "
-                "one; use that, or start a new training from the checkpoint as MODEL.WEIGHTS."
-            )
-        if [len(g["params"]) for g in theirs] != [len(g["params"]) for g in ours]:
-            raise UserError(
-                "--resume: the optimizer in the checkpoint has other parameter groups; set SOLVER.WEIGHT_DECAY_NORM, "
-                "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and MODEL.BACKBONE.FREEZE_AT as they were, or start a new training "
-                "from it as MODEL.WEIGHTS."
-            )
-        if theirs[0].get("initial_lr") != ours[0]["initial_lr"]:
-            rates = ours[0]["initial_lr"], theirs[0]["initial_lr"]
-            logger.warning("Learning rate %g is not used: the resumed training continues with its own, %g", *rates)
-
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Builds ``SOLVER.OPTIMIZER`` with :func:`learning_rate`, gradient clipping and Detectron2's parameter groups.
-
-        Raises:
-            UserError: the optimizer is unknown, or refuses its settings.
-        """
-        check_keys(cfg, "SOLVER")
-        lr, s = learning_rate(cfg), cfg.SOLVER
-        kinds = {
-            "SGD": (torch.optim.SGD, {"momentum": s.MOMENTUM, "nesterov": s.NESTEROV}),
-            "AdamW": (
-                torch.optim.AdamW,
-                {"fused": has_fused_kernels(model)},
-            ),  # one pass over the weights instead of ten
-        }
-        kind, kwargs = kinds[s.OPTIMIZER]
-        params = get_default_optimizer_params(
-            model,
-            base_lr=lr,
-            weight_decay_norm=s.WEIGHT_DECAY_NORM,
-            bias_lr_factor=s.BIAS_LR_FACTOR,
-            weight_decay_bias=s.WEIGHT_DECAY_BIAS,
-        )
-        with blamed_on("SOLVER.BASE_LR, MOMENTUM, WEIGHT_DECAY and CLIP_GRADIENTS"):
-            return maybe_add_gradient_clipping(cfg, kind)(params, lr=lr, weight_decay=s.WEIGHT_DECAY, **kwargs)
+        """See :func:`~clq.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -278,27 +245,15 @@ class Trainer(DefaultTrainer):
         )
 
 
+def describe(cfg: CfgNode) -> DetectorInfo:
+    """What checkpoints say about the detector of a config."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    fill_num_classes(cfg)
+    categories = find_categories(cfg)
+    return DetectorInfo(config_text(cfg), categories.names, categories.ids)
+
+
 def _is_not_user_error(record: logging.LogRecord) -> bool:
     # Of several ranks, all but the first to fail are told in obscure words that another one is gone.
     return not (record.exc_info and (isinstance(record.exc_info[1], UserError) or comm.get_world_size() > 1))
-
-
-def has_fused_kernels(model: nn.Module) -> bool:
-    """Whether the installed torch has fused optimizers for all devices of the model's parameters.
-
-    Fused kernels exist on CUDA, and on CPUs since torch 2.4. Torch has no public list of these devices. If it has no
-    private list either, CUDA is taken to be the only one.
-    """
-    devices = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", lambda: ["cuda"])()
-    return all(p.device.type in devices for p in model.parameters())
-
-
-def learning_rate(cfg: CfgNode) -> float:
-    """Scales ``SOLVER.BASE_LR`` linearly from ``SOLVER.REFERENCE_BATCH`` to ``SOLVER.IMS_PER_BATCH`` and logs it."""
-    base, batch, reference = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH
-    if reference <= 0:
-        logger.info("Learning rate %g: SOLVER.BASE_LR, not scaled (SOLVER.REFERENCE_BATCH is 0)", base)
-        return base
-    lr = base * batch / reference
-    logger.info("Learning rate %g = SOLVER.BASE_LR %g x %d images per batch / %d", lr, base, batch, reference)
-    return lr

@@ -2,11 +2,11 @@
 
 import contextlib
 import io
-import math
 from collections.abc import Collection
 
 from pycocotools.coco import COCO
 
+from clq.data.formats.values import is_number
 from clq.errors import UserError
 from clq.utils.files import read_json
 
@@ -73,6 +73,4 @@ def _fault(result: object, images: set[int | str], categories: set[int | str]) -
 
 
 def _is_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) < 1e100 and math.isfinite(value)  # the area of the box is finite too
+    return is_number(value) and abs(value) < 1e100  # type: ignore[arg-type]  # the area of the box is finite too
