@@ -51,6 +51,8 @@ def test_a_good_pair_passes_silently(make, caplog):
         ({"images": [{**IMAGE, "file_name": "b.png"}]}, "train_images/b.png does not exist; file_name in the json is"),
         ({"annotations": []}, "none of its 1 images has a box to train on"),
         ({"annotations": [{**BOX, "bbox": [1, 2, 0, 4]}]}, "none of its 1 images has a box to train on"),
+        ({"annotations": [{**BOX, "bbox": [20, 2, 3, 4]}]}, "none of its 1 images has a box to train on"),
+        ({"annotations": [{**BOX, "bbox": [-3, 2, 3, 4]}]}, "none of its 1 images has a box to train on"),
         ({"annotations": [{**BOX, "iscrowd": 1}]}, "none of its 1 images has a box to train on"),
         ({"annotations": [{**BOX, "image_id": 6}]}, "none of its 1 images has a box to train on"),
     ],

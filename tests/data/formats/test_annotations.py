@@ -51,7 +51,7 @@ def test_good_annotations_are_used_as_they_are_without_fields_that_nothing_reads
         ({**BOX, "iscrowd": "0"}, "annotation 1 has iscrowd '0' (text); it must be the number 0 or 1"),
         ({**BOX, "iscrowd": -1}, "annotation 1 has iscrowd -1"),
         ({**BOX, "iscrowd": float("nan")}, "annotation 1 has iscrowd NaN"),
-        ({**BOX, "area": "12"}, "annotation 1 has area '12' (text); it must be a number of at least 0"),
+        ({**BOX, "area": "12"}, "annotation 1 has area '12' (text); it must be a number within 0 and 1e10"),
         ({**BOX, "area": -1}, "annotation 1 has area -1"),
         ({**BOX, "area": float("inf")}, "annotation 1 has area Infinity"),
         ({**BOX, "bbox": [1, 2, 3]}, "annotation 1 has bbox [1, 2, 3] (a list); it must be [x, y, width, height]"),
@@ -224,3 +224,24 @@ def test_polygons_that_are_not_used_are_counted():
     ((kind, found),) = findings.notes.items()
     assert "fewer than three corners, which are not used" in kind
     assert (found.first, found.count) == ("annotation 1", 1)
+
+
+@pytest.mark.parametrize("area, odd", [(0, True), (26, True), (25, False), (12, False), (0.1, False)])
+def test_areas_that_cannot_be_those_of_the_boxes_are_noted(area, odd):
+    _, findings = check({**BOX, "area": area})  # the box has 12 pixels; at most 2 * 12 + 1 pass
+    assert [kind.startswith("areas are 0 or much larger") for kind in findings.notes] == [True] * odd
+    assert [found.first for found in findings.notes.values()] == [
+        f"annotation 1 with bbox {BOX['bbox']} and area {area}"
+    ] * odd
+
+
+def test_areas_that_the_evaluation_would_ignore_are_refused_or_cut():
+    _, findings = check({**BOX, "area": 1e10 + 1}, skip=True)
+    assert findings.left_out[0].reason.endswith("has area 10000000001.0; it must be a number within 0 and 1e10")
+    content, _ = check({**without("area"), "bbox": [0, 0, 1e6, 1e6]})
+    assert content.annotations[0]["area"] == 1e10
+
+
+def test_a_box_that_is_left_out_is_not_noted_as_used():
+    content, findings = check({**BOX, "bbox": [20, 10, 0.5, 0.5]}, skip=True)
+    assert not content.annotations and len(findings.left_out) == 1 and not findings.notes

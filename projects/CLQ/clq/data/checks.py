@@ -31,7 +31,7 @@ class Summary:
             then empty.
         has_annotations: whether the json has annotations, if only an empty list of them.
         boxes_per_image: number of boxes that are to be found, by image id: those that are not crowds.
-        trainable: number of boxes to train on: those of ``boxes_per_image`` with an area.
+        trainable: number of boxes to train on: those of ``boxes_per_image`` with an area in their image.
         files: size in bytes of each image file that can be used, by path.
         unusable: path and id of the images whose files cannot be used.
     """
@@ -135,7 +135,8 @@ def _check_one(name: str, cfg: CfgNode) -> Summary:
     findings.raise_faults()  # before the files, which take longer
     files, unusable = _check_files(content.images, findings, cfg)
     findings.raise_faults()
-    usable = {image["id"] for image in content.images} - {image_id for _, image_id in unusable}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content.images}
+    usable = sizes.keys() - {image_id for _, image_id in unusable}
     found = [a for a in content.annotations or () if a["image_id"] in usable and not a["iscrowd"]]
     return Summary(
         findings,
@@ -143,10 +144,15 @@ def _check_one(name: str, cfg: CfgNode) -> Summary:
         num_images=len(usable),
         has_annotations=content.annotations is not None,
         boxes_per_image=Counter(a["image_id"] for a in found),
-        trainable=sum(a["bbox"][2] > 0 and a["bbox"][3] > 0 for a in found),
+        trainable=sum(_is_trainable(a["bbox"], sizes[a["image_id"]]) for a in found),
         files=files,
         unusable=unusable,
     )
+
+
+def _is_trainable(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a part of a box, (x, y, width, height), lies in its image of a size (width, height)."""
+    return all(side > 0 and -side < start < end for start, side, end in zip(box[:2], box[2:], size, strict=True))
 
 
 def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> tuple[dict[str, int], set[ImageKey]]:

@@ -5,6 +5,7 @@ import math
 from clq.errors import UserError
 
 LARGEST_ID = 2**63  # what an integer of numpy holds
+LARGEST_AREA = 10**10  # square pixels: COCO's evaluation ignores larger objects without a word
 LARGEST_SIDE = 10**6  # pixels: coordinates beyond this are no coordinates, and float32 cannot tell them apart
 
 
