@@ -18,8 +18,9 @@ from fvcore.transforms.transform import TransformList
 
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
-from clq.data.datasets import class_names, fill_num_classes, read_categories, require_files, resolve_num_classes
+from clq.data.datasets import class_names, read_categories, require_files
 from clq.data.mapper import matrix_entry
+from clq.data.num_classes import fill_num_classes, resolve_num_classes
 from clq.engine.amp import inference_autocast
 from clq.engine.config_checks import check_model
 from clq.errors import UserError
@@ -181,7 +182,7 @@ def find_categories(cfg: CfgNode) -> Categories:
     classes as the model. If there is none, classes have numbers for names, and a warning is logged.
 
     Raises:
-        UserError: the number of classes is unknown; see :func:`~clq.data.datasets.resolve_num_classes`.
+        UserError: the number of classes is unknown; see :func:`~clq.data.num_classes.resolve_num_classes`.
     """
     num_classes, reasons = resolve_num_classes(cfg), []
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):

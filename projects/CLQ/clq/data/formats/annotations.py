@@ -1,4 +1,4 @@
-"""The annotations of a COCO json: which of them can be used, and what is odd about their boxes."""
+"""The annotations of a COCO json: which of them can be used."""
 
 import itertools
 from collections import Counter
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from clq.data.formats.findings import Findings, shown
+from clq.data.formats.geometry import check_geometry
 from clq.data.formats.segmentations import check_segmentation
 from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id, is_number
 from clq.errors import UserError
 
 _FIELDS = "id", "image_id", "category_id", "bbox", "area", "iscrowd"
 _BLOCK = 10_000  # annotations that are looked at together
-_OUTSIDE = 1  # pixels by which a box may extend beyond its image without a word
 
 
 def check_annotations(
@@ -56,7 +56,7 @@ def check_annotations(
         else:
             checked = (check.annotation(a, number) for number, a in enumerate(block, start + 1))
             kept += (a for a in checked if a is not None)
-    kept = _check_geometry(kept, by_id, findings)
+    kept = check_geometry(kept, by_id, findings)
     _check_ids(kept, findings)
     return kept
 
@@ -202,42 +202,6 @@ class _Check:
             "iscrowd": int(crowd or 0),
             **({"segmentation": a["segmentation"]} if self._masks else {}),
         }
-
-
-def _check_geometry(annotations: list[dict], images: dict, findings: Findings) -> list[dict]:
-    """Notes odd boxes; returns the annotations without boxes that have no area, if faults are left out."""
-    boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
-    of = [images[a["image_id"]] for a in annotations]
-    sizes = np.array([(i["width"], i["height"]) for i in of], dtype=float).reshape(-1, 2)
-    left_top, right_bottom = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    flat = (boxes[:, 2:] == 0).any(axis=1)
-    away = ~flat & ((right_bottom <= 0) | (left_top >= sizes)).any(axis=1)
-    beyond = ~flat & ~away & ((left_top < -_OUTSIDE) | (right_bottom > sizes + _OUTSIDE)).any(axis=1)
-    tiny = ~flat & (boxes[:, 2:] < 1).all(axis=1)
-    unused = "training ignores them, but evaluation counts them as missed"
-    useless = flat | away
-    for odd, what in (
-        (flat, "boxes have no area"),
-        (away, "boxes lie outside of their image (bbox is [x, y, width, height])"),
-    ):
-        if findings.skip:
-            for i in np.flatnonzero(odd):
-                a = annotations[i]
-                findings.fault(what, f"annotation {a['id']} has bbox {a['bbox']}", of[i]["file_name"], a["id"])
-        elif odd.any():
-            findings.note(f"{what}; {unused}", _example(annotations, odd), int(odd.sum()))
-    for odd, what in (
-        (beyond, f"boxes extend beyond their image by more than {_OUTSIDE} px (bbox is [x, y, width, height])"),
-        (tiny, "boxes are smaller than a pixel, as if they were fractions of the image; bbox is in pixels"),
-    ):
-        if odd.any():
-            findings.note(what, _example(annotations, odd), int(odd.sum()))
-    return [a for a, drop in zip(annotations, useless, strict=True) if not drop] if findings.skip else annotations
-
-
-def _example(annotations: Sequence[dict], odd: np.ndarray) -> str:
-    first = annotations[int(odd.argmax())]
-    return f"annotation {first['id']} with bbox {first['bbox']}"
 
 
 def _check_ids(annotations: list[dict], findings: Findings) -> None:
