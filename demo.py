@@ -18,17 +18,13 @@ from clq.data.images import read_image, read_options
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
 from clq.inference.predictor import (
-    DRAWING_THRESHOLD,
     Predictor,
-    find_categories,
     find_images,
     picture_names,
-    to_json,
 )
-from clq.inference.visualization import draw_detections
+from clq.inference.results import DRAWING_THRESHOLD, Result
 from clq.utils.cli import run_cli
 from detectron2.data.detection_utils import convert_image_to_rgb
-from PIL import Image
 
 
 def parse_args(argv=None):
@@ -69,21 +65,23 @@ def main(argv=None):
     args = parse_args(argv)
     cfg, paths = setup(args)
     options = read_options(cfg)
-    predictor, categories, results, status = Predictor(cfg), find_categories(cfg), [], 0
+    predictor, results, status = Predictor(cfg), [], 0
     for i, (path, picture) in enumerate(zip(paths, picture_names(paths), strict=True)):
         start = time.perf_counter()
         try:
             image = read_image(path, cfg.INPUT.FORMAT, **options)
-            found = predictor(image)
+            (found,) = predictor.detect([image])
         except UserError as e:
             print(f"{path}: skipped: {str(e).removeprefix(f'image {path}: ')}", file=sys.stderr)
             status = 1
             continue
-        found = found[found.scores >= args.confidence_threshold]
-        results += to_json(found, categories, cfg.MODEL.CLQ.QUALITY.NAME, image_id=i, file_name=path)
-        target = os.path.join(args.output, picture)
+        quality = cfg.MODEL.CLQ.QUALITY.NAME
         rgb = convert_image_to_rgb(image, cfg.INPUT.FORMAT)
-        Image.fromarray(draw_detections(rgb, found, categories.names)).save(target, quality=95)
+        found = Result(rgb, found, predictor.categories, quality_name=quality, path=path)
+        found = found.above(args.confidence_threshold)
+        results += found.to_coco(image_id=i)
+        target = os.path.join(args.output, picture)
+        found.draw(threshold=0).save(target, quality=95)
         seconds = time.perf_counter() - start
         print(f"[{i + 1}/{len(paths)}] {path}: {len(found)} detections, {seconds:.2f} s -> {target}", flush=True)
     if args.json:

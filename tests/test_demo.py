@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import clq
 import numpy as np
 import pytest
 from PIL import Image
@@ -165,3 +166,24 @@ def test_plot_detections_prints_the_pictures_it_made(crop, names, tiny, trained,
     for name in names:
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 2 * 4 * (64 if crop else 96)  # two panels, enlarged at most 4 times
+
+
+def test_plot_detections_leaves_out_what_cannot_be_read_and_overwrites_nothing(tiny, trained, tmp_path, run, capsys):
+    entry = next(e for e in clq.setup_cfg(tiny).DATASETS.COCO_JSON if e["name"] == "shapes_val")
+    images, data = tmp_path / "images", json.loads(Path(entry["json"]).read_text())
+    shutil.copytree(entry["images"], images)
+    (images / "a").mkdir()
+    for record, name in zip(data["images"], ["gone.png", "damaged.png", "a/b.png", "a_b.png"], strict=True):
+        (images / record["file_name"]).rename(images / name)
+        record["file_name"] = name
+    (images / "gone.png").unlink()
+    damaged = bytearray((images / "damaged.png").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (images / "damaged.png").write_bytes(damaged)
+    (tmp_path / "odd.json").write_text(json.dumps(data))
+    sets = [{"name": "odd", "json": str(tmp_path / "odd.json"), "images": str(images)}]
+    opts = ["MODEL.WEIGHTS", trained / "model_final.pth", "MODEL.CLQ.NUM_CLASSES", 2, "DATASETS.ON_ERROR", "skip"]
+    opts += ["DATASETS.COCO_JSON", sets, "DATASETS.TRAIN", (), "DATASETS.TEST", ("odd",)]
+    argv = ["--config-file", tiny, "--output", tmp_path / "out"]
+    assert run("tools/plot_detections.py", *argv, *opts) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / n) for n in ("a_b.png", "a_b_2.png")]

@@ -3,8 +3,10 @@
 import pickle
 
 import pytest
+from clq.data.images import ImageError
+from clq.engine.nonfinite import NonFiniteError
 from clq.errors import UserError, blamed_on
-from clq.utils.cli import message_of
+from torch._utils import ExceptionWrapper
 
 
 def test_a_value_that_detectron2_does_not_accept_is_blamed_on_the_keys():
@@ -34,8 +36,13 @@ def test_a_message_is_one_line_that_any_terminal_shows_as_it_is(message, expecte
     assert str(pickle.loads(pickle.dumps(UserError(message)))) == expected
 
 
-def test_the_error_of_a_loaders_worker_keeps_its_traceback():
-    """Its last line is the message, see clq.utils.cli.message_of."""
-    text = "Caught UserError in DataLoader worker process 0.\nTraceback\nclq.errors.UserError: a.png: is damaged"
-    assert str(UserError(text)) == text
-    assert message_of(UserError(text)) == "a.png: is damaged"
+@pytest.mark.parametrize("kind", [UserError, ImageError, NonFiniteError])
+def test_the_error_of_a_loaders_worker_is_its_line(kind):
+    """torch raises it anew, with a traceback as its message."""
+    try:
+        raise kind("a.png: is\ndamaged")
+    except UserError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(kind) as e:
+        wrapped.reraise()
+    assert str(e.value) == r"a.png: is\ndamaged"

@@ -34,7 +34,7 @@ import torch
 from clq.benchmark.profiling import count_flops, count_parameters
 from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
-from clq.data.images import read_image, read_options
+from clq.data.reading import read_images
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.evaluation.coco import RESULTS_FILE, truth_file
@@ -46,7 +46,6 @@ from clq.experiments.forest_plot import draw_forest
 from clq.experiments.runs import Run, loss_curves, train_all
 from clq.inference.predictor import Predictor
 from clq.utils.cli import Variant, count, positive, run_cli
-from detectron2.data import DatasetCatalog
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -139,14 +138,13 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
         configs[name].merge_from_list(["MODEL.WEIGHTS", str(first.folder / "model_final.pth")])
         predictors[name] = Predictor(configs[name])
     cfg = next(iter(configs.values()))
-    records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), count)
-    images = [read_image(record["file_name"], cfg.INPUT.FORMAT, **read_options(cfg)) for record in records]
+    images = [image for _, image in itertools.islice(read_images(cfg, cfg.DATASETS.TEST[0]), count)]
     height, width = next(iter(predictors.values())).resize(images[0]).shape[:2]
     seconds = {name: [] for name in runs}
     for image in images[:1] + images:  # the first pass is a warm-up and is not counted
         for name, predictor in predictors.items():
             start = time.perf_counter()
-            predictor(image)  # returns its result on the CPU, so no GPU work is pending afterwards
+            predictor.detect([image])  # returns its result on the CPU, so no GPU work is pending afterwards
             seconds[name].append(time.perf_counter() - start)
     return {
         name: {

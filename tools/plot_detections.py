@@ -12,13 +12,14 @@ import os
 import clq
 from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
-from clq.data.images import read_image, read_options
+from clq.data.reading import read_images
 from clq.engine.config_checks import make_folder
 from clq.errors import UserError
-from clq.inference.predictor import DRAWING_THRESHOLD, Predictor
+from clq.inference.predictor import Predictor
+from clq.inference.results import DRAWING_THRESHOLD
 from clq.inference.visualization import Scene, compare, crop, populated_window
 from clq.utils.cli import positive, run_cli
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, convert_image_to_rgb
 from detectron2.structures import Instances
 
@@ -49,16 +50,22 @@ def ground_truth(record: dict) -> Instances:
     return annotations_to_instances(boxes, size)
 
 
-def picture(cfg, predictor, record: dict, names: list[str], args):
+def picture(cfg, predictor, record: dict, image, names: list[str], args):
     """The picture of one record: its image with the ground truth, and again with the detections."""
-    image = read_image(record["file_name"], cfg.INPUT.FORMAT, **read_options(cfg))
-    found = predictor(image)
+    (found,) = predictor.detect([image])
     found = found[found.scores >= args.confidence_threshold]
     scene = Scene(convert_image_to_rgb(image, cfg.INPUT.FORMAT), ground_truth(record), found)
     if args.crop:
         window = populated_window(scene.truth.gt_boxes.tensor.numpy(), image.shape[:2], args.crop)
         scene = crop(scene, window)
     return compare(scene, names, args.confidence_threshold)
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name of a picture, with a number (``tree_2.png``) if it is taken; it is then taken, too."""
+    found = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n.lower() not in taken)
+    taken.add(found.lower())  # in lower case, because some file systems ignore case
+    return f"{found}.png"
 
 
 def main(argv=None):
@@ -70,14 +77,14 @@ def main(argv=None):
     check_datasets(cfg, splits=("TEST",))
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "pictures")
     make_folder("--output", output)
-    predictor = Predictor(cfg)
+    predictor, taken = Predictor(cfg), set[str]()
     for dataset in cfg.DATASETS.TEST:
         names, root = class_names(dataset), MetadataCatalog.get(dataset).get("image_root", "/")
-        for record in itertools.islice(DatasetCatalog.get(dataset), args.limit):
+        for record, image in itertools.islice(read_images(cfg, dataset), args.limit):
             # The path within the data set, since images in two folders may have the same name.
             name = os.path.splitext(os.path.relpath(record["file_name"], root))[0].replace(os.sep, "_")
-            path = os.path.join(output, f"{name}_crop.png" if args.crop else f"{name}.png")
-            picture(cfg, predictor, record, names, args).save(path)
+            path = os.path.join(output, unique(f"{name}_crop" if args.crop else name, taken))
+            picture(cfg, predictor, record, image, names, args).save(path)
             print(path, flush=True)
 
 

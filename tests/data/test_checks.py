@@ -7,7 +7,8 @@ import shutil
 import pytest
 from clq.config import setup_cfg
 from clq.data.checks import check_datasets
-from clq.data.left_out import left_out_files
+from clq.data.left_out import left_out_images
+from clq.data.loader import build_train_loader
 from clq.errors import UserError
 from PIL import Image
 
@@ -85,6 +86,51 @@ def test_every_file_is_looked_at(make, tmp_path):
             check([entry], [])
 
 
+@pytest.mark.parametrize(
+    "on_disk, in_json, message",
+    [
+        ("b.JPG", "b.jpg", r"b\.jpg does not exist, but .*/train_images/b\.JPG does; correct file_name"),
+        ("sub/b.png", "sub\\b.png", r"does not exist, but would with / in place of each \\; correct"),
+        ("Zo\u00eb.png", "Zoe\u0308.png", r"does not exist, but a file .* in another Unicode form \(NFC or NFD\) does"),
+        (
+            "b.png",
+            "images/b.png",
+            r"does not exist, but .*/train_images/b\.png does; correct file_name in the json, or",
+        ),
+        ("b.png", "C:\\me\\b.png", r"does not exist, but .*/train_images/b\.png does; correct file_name"),
+        ("b.png", "c.png", r"c\.png does not exist; file_name in the json is relative to the image folder\. Correct"),
+    ],
+)
+def test_a_file_of_a_similar_name_is_named(make, tmp_path, on_disk, in_json, message):
+    entry = make("train", images=[{**IMAGE, "file_name": in_json}])
+    path = tmp_path / "train_images" / on_disk
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "train_images" / "a.png").rename(path)
+    with pytest.raises(UserError, match=message):
+        check([entry], [])
+
+
+def test_a_size_that_ignores_the_orientation_is_explained(make, tmp_path):
+    path, exif = tmp_path / "train_images" / "a.png", Image.Exif()
+    entry = make("train")
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    Image.new("RGB", (20, 10)).save(path, exif=exif)
+    with pytest.raises(UserError, match=r"is 10 x 20 pixels .* 20 x 10 in its json, as if its EXIF orientation had"):
+        check([entry], [])
+
+
+def test_a_file_that_is_listed_twice_is_left_out_only_where_its_size_is_wrong(make, tmp_path):
+    images = [IMAGE, {**IMAGE, "id": 6, "width": 19}]
+    boxes = [BOX, {**BOX, "id": 2, "image_id": 6}]
+    (entry,) = check([make("train", images=images, annotations=boxes)], [], opts=SKIP)
+    path = str(tmp_path / "train_images" / "a.png")
+    assert entry.image == path and "19 x 10 in its json" in entry.reason
+    assert left_out_images("train") == {(path, 6)}
+    cfg = setup_cfg(None, ["DATASETS.TRAIN", "('train',)", "SOLVER.IMS_PER_BATCH", "1"])
+    batch = next(iter(build_train_loader(cfg, lambda record: record)))
+    assert [(r["image_id"], len(r["annotations"])) for r in batch] == [(5, 1)]
+
+
 def test_a_missing_link_and_a_folder_are_no_images(make, tmp_path):
     folder = tmp_path / "train_images"
     entry = make("train", images=[{**IMAGE, "file_name": "b.png"}])
@@ -105,13 +151,13 @@ def test_what_is_faulty_is_left_out_counted_and_returned(make, tmp_path, caplog)
     left_out = check([entry], [make("val")], opts=SKIP)
     root = tmp_path / "train_images"
     assert [(e.data_set, e.image, e.annotation) for e in left_out] == [
-        ("train", "a.png", None),  # image 8
-        ("train", "a.png", 2),
-        ("train", "a.png", 4),
-        ("train", "6.png", None),  # does not exist
-        ("train", "7.png", None),  # has another size
+        ("train", str(root / "a.png"), None),  # image 8
+        ("train", str(root / "a.png"), 2),
+        ("train", str(root / "a.png"), 4),
+        ("train", str(root / "6.png"), None),  # does not exist
+        ("train", str(root / "7.png"), None),  # has another size
     ]
-    assert left_out_files("train") == {str(root / name) for name in ("a.png", "6.png", "7.png")}
+    assert left_out_images("train") == {(str(root / "6.png"), 6), (str(root / "7.png"), 7)}
     assert [w.split(": ")[2].split(" (")[0] for w in warnings(caplog)] == [
         "images have a wrong description",
         "annotations have a wrong iscrowd",
@@ -119,6 +165,12 @@ def test_what_is_faulty_is_left_out_counted_and_returned(make, tmp_path, caplog)
         "files have another size than their json says",
     ]
     assert "(2; the first: annotation 2 has iscrowd '0' (text)" in warnings(caplog)[1]
+
+
+def test_a_name_with_a_line_break_stays_in_the_line_of_its_warning(make, caplog):
+    check([make("train", images=[IMAGE, {**IMAGE, "id": 6, "file_name": "b\n\ud7ff.png"}])], [], opts=SKIP)
+    (warning,) = warnings(caplog)
+    assert r"train_images/b\n\ud7ff.png does not exist" in warning and "\n" not in warning
 
 
 def test_if_nothing_is_left_the_reason_is_given(make):

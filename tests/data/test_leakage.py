@@ -27,3 +27,10 @@ def test_links_are_found_and_nothing_is_read_where_no_size_is_shared(tmp_path):
     os.symlink(tmp_path / "a", tmp_path / "link")
     assert find_leaks(train, {str(tmp_path / "link"): 1}) == [(str(tmp_path / "a"), str(tmp_path / "link"))]
     assert find_leaks({"/nowhere/a": 1}, {"/nowhere/b": 2}) == []
+
+
+def test_files_that_vanish_after_their_headers_were_read_are_no_leaks(tmp_path):
+    train, test = files(tmp_path, a=b"1", b=b"2"), files(tmp_path, c=b"3", d=b"2")
+    for name in ("a", "c"):
+        (tmp_path / name).unlink()
+    assert find_leaks(train, test) == [(str(tmp_path / "b"), str(tmp_path / "d"))]

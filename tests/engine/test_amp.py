@@ -49,7 +49,7 @@ def test_detections_in_bfloat16_equal_those_in_float32_except_for_rounding(tiny,
     def detect(*amp):
         predictor, types = Predictor(clq.setup_cfg(tiny, [*map(str, opts), *amp])), set()
         predictor.model.head.cls_logits.register_forward_hook(lambda _, args, out: types.add(out.dtype))
-        found = predictor(image), predictor(image)
+        found = predictor.detect([image])[0], predictor.detect([image])[0]
         assert torch.equal(found[0].scores, found[1].scores)  # the context is entered a second time
         return found[0], types
 

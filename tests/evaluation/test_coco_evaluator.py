@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from clq.data.datasets import register_coco_json
+from clq.data.left_out import leave_out
 from clq.data.mapper import UNREADABLE
 from clq.evaluation.coco import BoxEvaluator, truth_file
 from clq.evaluation.metrics import box_metrics
@@ -36,6 +37,7 @@ def pets(tmp_path):
         return tmp_path
 
     yield register
+    leave_out("pets", [])
     if "pets" in DatasetCatalog:
         DatasetCatalog.remove("pets")
         MetadataCatalog.remove("pets")
@@ -114,6 +116,14 @@ def test_images_that_cannot_be_read_are_left_out_with_their_objects_and_are_list
         "data_set": "pets", "image": f"{folder}/2.png", "annotation": None, "reason": "image 2.png: is damaged.",
     }  # fmt: skip
     assert "1 of 3 images are left out; the first: image 2.png: is damaged." in caplog.text
+
+
+def test_what_the_check_has_left_out_is_not_listed_twice(pets):
+    folder = pets(skip=True)
+    leave_out("pets", [(f"{folder}/2.png", 2)])
+    evaluate(folder, unreadable=[2, 3])
+    (line,) = (folder / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"] == f"{folder}/3.png"
 
 
 def test_a_set_without_annotations_gets_results_but_no_metrics(pets):

@@ -21,6 +21,7 @@ if "clq.doctor" not in sys.orig_argv:
         from clq.config import add_clq_config, finish_configs_with, limit_json, setup_cfg
         from clq.data.datasets import register_declared
         from clq.errors import UserError
+        from clq.inference.load import load
         from clq.modeling.assign.atss import match_atss
         from clq.modeling.backbone.dense_fpn import build_dense_resnet_fpn_backbone
         from clq.modeling.backbone.shufflenet_pan import build_shufflenet_pan_backbone
@@ -45,9 +46,11 @@ __all__ = [
     "add_clq_config",
     "build_dense_resnet_fpn_backbone",
     "build_shufflenet_pan_backbone",
+    "configs",
     "convert_mmdet",
     "distribution_focal_loss",
     "joint_score",
+    "load",
     "match_atss",
     "quality_focal_loss",
     "setup_cfg",

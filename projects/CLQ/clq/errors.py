@@ -20,8 +20,11 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = ""):
-        # A data loader raises the error of its worker anew, with a traceback for its message that ends with the line.
-        super().__init__(message if message.startswith("Caught UserError in DataLoader") else one_line(message))
+        kind = type(self)
+        if message.startswith(f"Caught {kind.__name__} in DataLoader"):
+            # torch raises the error of a worker process anew, with a traceback as its message that ends with the line.
+            message = message.rstrip("\n").rsplit("\n", 1)[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+        super().__init__(one_line(message))
 
 
 class Interrupted(KeyboardInterrupt):

@@ -16,7 +16,7 @@ IMAGE = {"id": 5, "file_name": "a.png", "width": 20, "height": 10}
 DATA = {"categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}], "images": [IMAGE]}
 
 
-def check(*annotations, skip=False, masks=False, **data):
+def check(*annotations, skip=False, masks=None, **data):
     """The content with these annotations, and what was found in it."""
     findings = Findings("pets", skip)
     content = check_content({**DATA, "annotations": list(annotations), **data}, findings, masks=masks)
@@ -187,7 +187,7 @@ _VALUE = st.one_of(_ODD, st.lists(_ODD, max_size=5), st.just([1, 2, 3, 4]))
 def test_whatever_passes_the_fast_test_passes_the_thorough_one_unchanged(changes, missing):
     annotation = {k: v for k, v in {**BOX, **changes}.items() if k not in missing}
     findings = Findings("pets")
-    checker = _Check({5: IMAGE}, set(), {3, 7}, findings, masks=False)
+    checker = _Check({5: IMAGE}, set(), {3, 7}, findings, masks=None)
     if checker.are_regular([annotation]):
         used = checker.annotation(annotation, 1)
         assert used == {k: v for k, v in annotation.items() if k != "ignore"}
@@ -197,7 +197,7 @@ def test_whatever_passes_the_fast_test_passes_the_thorough_one_unchanged(changes
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.lists(st.one_of(_VALUE, st.dictionaries(st.sampled_from([*BOX, "segmentation"]), _VALUE)), max_size=3),
-    st.booleans(),
+    st.sampled_from([None, "polygon", "bitmask"]),
 )
 def test_any_annotations_are_used_left_out_or_refused(annotations, masks):
     whole = [{**BOX, "id": i, **a} if isinstance(a, dict) else a for i, a in enumerate(annotations, 1)]
@@ -208,3 +208,19 @@ def test_any_annotations_are_used_left_out_or_refused(annotations, masks):
     for a in content.annotations:
         assert type(a["id"]) is int and a["image_id"] == 5 and a["category_id"] in (3, 7) and a["iscrowd"] in (0, 1)
         assert all(abs(v) <= 1e6 for v in a["bbox"]) and min(a["bbox"][2:]) > 0 and a["area"] >= 0
+
+
+def test_crowds_need_no_segmentation_because_masks_of_crowds_are_never_used():
+    polygon = {"segmentation": [[1, 2, 4, 2, 4, 6]]}
+    content, findings = check({**BOX, **polygon}, {**BOX, "id": 2, "iscrowd": 1}, masks="polygon")
+    assert [a.get("segmentation") for a in content.annotations] == [polygon["segmentation"], None]
+    assert not findings.faults and not findings.notes
+
+
+def test_polygons_that_are_not_used_are_counted():
+    polygons = [[1, 2, 4, 2, 4, 6], [1, 2, 3, 4], []]
+    content, findings = check({**BOX, "segmentation": polygons}, masks="polygon")
+    assert content.annotations[0]["segmentation"] == polygons[:1]
+    ((kind, found),) = findings.notes.items()
+    assert "fewer than three corners, which are not used" in kind
+    assert (found.first, found.count) == ("annotation 1", 1)

@@ -19,6 +19,8 @@ IMAGE = {"id": 5, "file_name": "a.png", "width": 20, "height": 10}
         ({"id": 5, "file_name": "a.png"}, "image 5 lacks width; it needs id, file_name, width and height"),
         ({**IMAGE, "id": None}, "image number 1 in its json has id null"),
         ({**IMAGE, "file_name": 3}, "image 5 has file_name 3; it must be the path of a file"),
+        ({**IMAGE, "file_name": "\udcff.png"}, "image 5 has file_name '\\udcff.png' (text), which UTF-8 cannot hold"),
+        ({**IMAGE, "id": "\ud800"}, "image number 1 in its json has id '\\ud800' (text)"),
         ({**IMAGE, "file_name": ""}, "image 5 has file_name '' (text)"),
         ({**IMAGE, "file_name": "a\0.png"}, "image 5 has file_name 'a\\x00.png' (text)"),
         ({**IMAGE, "width": "20"}, "image 5 has width '20' (text); it must be a positive integer"),
@@ -65,6 +67,7 @@ def test_images_that_do_not_make_a_data_set_are_refused(images, message):
         ([{"name": "dog"}], "category number 1"),
         ([{"id": None, "name": "dog"}], "category number 1"),
         ([{"id": 1}], "category 1 has name null in its json; it must be text"),
+        ([{"id": 1, "name": "\ud800"}], r"category 1 has name '\\ud800' .text. in its json; it must be text"),
         ([{"id": 1, "name": 3}], "category 1 has name 3"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category id 1 occurs 2 times"),
         ([{"id": 1, "name": "a"}, {"id": "2", "name": "b"}], "some category ids in its json are numbers"),
@@ -81,10 +84,10 @@ def test_categories_that_do_not_make_classes_are_refused(tmp_path, categories, m
 
 def test_annotations_may_be_missing_but_not_be_something_else():
     data = {"categories": [{"id": 1, "name": "a"}], "images": [IMAGE]}
-    assert check_content(data, Findings("pets"), masks=False).annotations is None
+    assert check_content(data, Findings("pets"), masks=None).annotations is None
     for wrong in (None, {}, "x"):
         with pytest.raises(UserError, match='no list under "annotations"'):
-            check_content({**data, "annotations": wrong}, Findings("pets"), masks=False)
+            check_content({**data, "annotations": wrong}, Findings("pets"), masks=None)
 
 
 def test_records_are_those_of_detectron2s_own_loader(make):
@@ -93,7 +96,7 @@ def test_records_are_those_of_detectron2s_own_loader(make):
     entry = make("pets", images=images, annotations=boxes)
     theirs = load_coco_json(entry["json"], entry["images"], "theirs")
     data = read_coco_json(entry["json"], "pets")
-    ours = to_records(check_content(data, Findings("pets"), masks=False), entry["images"])
+    ours = to_records(check_content(data, Findings("pets"), masks=None), entry["images"])
     assert ours == theirs
     assert ours[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
 
@@ -103,10 +106,18 @@ def test_masks_are_loaded_where_they_are_used(make):
 
     polygon = [[1, 1, 5, 1, 5, 5]]
     entry = make("pets", annotations=[{**BOX, "segmentation": polygon}])
-    for masks in (False, True):
+    for masks in ({}, {"other": "polygon"}, {"pets": "polygon"}):
         register_coco_json([entry], masks=masks)
         (record,) = DatasetCatalog.get("pets")
-        assert record["annotations"][0].get("segmentation") == (polygon if masks else None)
+        assert record["annotations"][0].get("segmentation") == (polygon if "pets" in masks else None)
+
+
+def test_categories_of_one_name_are_noted():
+    data = {"categories": [{"id": i, "name": name} for i, name in enumerate(["dog", "cat", "dog"])], "images": [IMAGE]}
+    findings = Findings("pets")
+    assert check_content(data, findings, masks=None).class_names == ["dog", "cat", "dog"]
+    ((kind, found),) = findings.notes.items()
+    assert "categories have the same name" in kind and (found.first, found.count) == ("'dog' (text)", 2)
 
 
 def test_pycocotools_gets_the_content():

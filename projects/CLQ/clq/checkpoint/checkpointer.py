@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from clq.checkpoint.backbone_names import BOTTOM_UP
 from clq.checkpoint.content import checkpoint_of, is_backbone
+from clq.checkpoint.detector_info import KEY, DetectorInfo
 from clq.checkpoint.finite import find_nonfinite
 from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
 from clq.checkpoint.mismatch import Mismatch
@@ -37,15 +38,24 @@ class Checkpointer(DetectionCheckpointer):
         strict: whether weights must be those of exactly this model, as in evaluation and inference. Resuming is always
             strict.
         max_gib: upper bound on the size of a checkpoint's content, in GiB.
+        detector: what each saved checkpoint says about its detector.
         **kwargs: ``save_to_disk`` and the checkpointables, see :class:`DetectionCheckpointer`.
     """
 
     def __init__(
-        self, model: torch.nn.Module, save_dir: str = "", *, strict: bool = False, max_gib: float = 16.0, **kwargs
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = False,
+        max_gib: float = 16.0,
+        detector: DetectorInfo | None = None,
+        **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self.max_gib = max_gib
+        self.detector = detector
         self._source = ""  # the path or URL that is being loaded, as the user wrote it
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -68,6 +78,8 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         if bad := find_nonfinite(data):
             raise UserError(f"{path}: not written, because {bad} is not finite; continue from an older checkpoint.")
+        if self.detector is not None:
+            data[KEY] = self.detector.to_plain()
         self.logger.info("Saving checkpoint to %s", path)
         save_torch({**data, **kwargs}, path)
         if name != BEST:

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 LAST = "last_checkpoint"  # Detectron2's file with the name of the last checkpoint
 BEST = "model_best"
 FINAL = "model_final"
+FINAL_EMA = "model_final_ema"
 _NAME = re.compile(r"model_(?:(\d+)|final)\.pth")
 
 

@@ -52,18 +52,19 @@ def save_torch(data: Mapping[str, Any], path: str) -> None:
             raise OSError(0, " ".join(str(e).split())[:200]) from e
 
 
-def save_safetensors(weights: Mapping[str, Tensor], path: str) -> None:
+def save_safetensors(weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, str] | None = None) -> None:
     """Writes weights as a safetensors file with a checksum, under its name only when it is whole.
 
     Args:
         weights: state dict; its tensors may share memory.
         path: file to write.
+        metadata: texts to store beside the weights.
 
     Raises:
         UserError: the file cannot be written.
     """
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in weights.items()}
-    content = safetensors.torch.save(tensors, {"format": "pt", _DIGEST: _digest(tensors)})
+    content = safetensors.torch.save(tensors, {**(metadata or {}), "format": "pt", _DIGEST: _digest(tensors)})
     with write_atomically(path) as f:
         f.write(content)
 

@@ -9,6 +9,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from clq.config.yaml_checks import check_config_files
+from clq.configs import path as path_of_config
 from clq.errors import UserError
 from clq.utils.config_tree import get_key
 
@@ -23,7 +24,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
             or has an unknown key or a value of the wrong type.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such config file. See configs/ for those that come with the project.")
+        path = path_of_config(path)
     try:
         check_config_files(path)
         _keep_older_meaning(cfg, path)

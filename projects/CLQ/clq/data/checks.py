@@ -15,8 +15,9 @@ from clq.data.formats.coco import check_images, read_coco_json
 from clq.data.formats.findings import Findings, LeftOut
 from clq.data.headers import Header, read_headers
 from clq.data.leakage import find_leaks
-from clq.data.left_out import leave_out
+from clq.data.left_out import ImageKey, leave_out
 from clq.data.num_classes import resolve_num_classes
+from clq.data.similar_names import why_missing
 from clq.errors import UserError
 
 
@@ -33,6 +34,7 @@ class Summary:
         boxes_per_image: number of boxes that are to be found, by image id: those that are not crowds.
         trainable: number of boxes to train on: those of ``boxes_per_image`` with an area.
         files: size in bytes of each image file that can be used, by path.
+        unusable: path and id of the images whose files cannot be used.
     """
 
     findings: Findings
@@ -42,6 +44,7 @@ class Summary:
     boxes_per_image: Counter = field(default_factory=Counter)
     trainable: int = 0
     files: dict[str, int] = field(default_factory=dict)
+    unusable: set[ImageKey] = field(default_factory=set)
 
 
 def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> list[LeftOut]:
@@ -77,12 +80,11 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> l
     """
     with _one_process_first():
         summaries = _check_all(cfg, splits)
-    left_out = [entry for summary in summaries.values() for entry in summary.findings.left_out]
+    left_out: list[LeftOut] = []
     for name, summary in summaries.items():
-        paths = MetadataCatalog.get(name).get("image_root", "")
-        leave_out(
-            name, (os.path.join(paths, e.image) for e in summary.findings.left_out if e.annotation is None and e.image)
-        )
+        root = MetadataCatalog.get(name).get("image_root", "")
+        left_out += (e._replace(image=e.image and os.path.join(root, e.image)) for e in summary.findings.left_out)
+        leave_out(name, summary.unusable)
         if comm.is_main_process():
             summary.findings.log()
     return left_out
@@ -127,15 +129,14 @@ def _check_one(name: str, cfg: CfgNode) -> Summary:
         return Summary(findings, class_names(name))
     if not is_declared(name):  # its annotations are read by code of others
         images = check_images(read_coco_json(require_files(name).json, name), findings)
-        files = _check_files(images, findings, cfg)
+        files, unusable = _check_files(images, findings, cfg)
         findings.raise_faults()
-        return Summary(findings, class_names(name), files=files)
+        return Summary(findings, class_names(name), files=files, unusable=unusable)
     content = load_content(name, findings)
     findings.raise_faults()  # before the files, which take longer
-    files = _check_files(content.images, findings, cfg)
+    files, unusable = _check_files(content.images, findings, cfg)
     findings.raise_faults()
-    root = metadata.image_root
-    usable = {image["id"] for image in content.images if os.path.join(root, image["file_name"]) in files}
+    usable = {image["id"] for image in content.images} - {image_id for _, image_id in unusable}
     found = [a for a in content.annotations or () if a["image_id"] in usable and not a["iscrowd"]]
     return Summary(
         findings,
@@ -145,12 +146,17 @@ def _check_one(name: str, cfg: CfgNode) -> Summary:
         boxes_per_image=Counter(a["image_id"] for a in found),
         trainable=sum(a["bbox"][2] > 0 and a["bbox"][3] > 0 for a in found),
         files=files,
+        unusable=unusable,
     )
 
 
-def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> dict[str, int]:
-    """Checks the files of images; returns the size in bytes of each that can be used, by path."""
-    root, good = MetadataCatalog.get(findings.name).image_root, {}
+def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> tuple[dict[str, int], set[ImageKey]]:
+    """Checks the files of images.
+
+    Returns:
+        The size in bytes of each file that can be used, by path, and the path and id of each image that cannot be used.
+    """
+    root, good, unusable = MetadataCatalog.get(findings.name).image_root, dict[str, int](), set[ImageKey]()
     paths = [os.path.join(root, image["file_name"]) for image in images]
     headers = read_headers(root, paths, cfg.INPUT.MAX_MEGAPIXELS)
     for image, path, header in zip(images, paths, headers, strict=True):
@@ -163,12 +169,17 @@ def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> di
             kind = "files have another size than their json says"
             sizes = f"{header.width} x {header.height} pixels (width x height)", f"{image['width']} x {image['height']}"
             what = f"is {sizes[0]}, but has width and height {sizes[1]} in its json"
+            if (header.height, header.width) == (image["width"], image["height"]):
+                what += (
+                    ", as if its EXIF orientation had been ignored; its boxes must be those of the upright image, too"
+                )
         else:
             missing = not os.path.lexists(path) if "\0" not in path else True
             kind = "files do not exist" if missing else "files cannot be used"
-            what = "does not exist; file_name in the json is relative to the image folder" if missing else header
+            what = why_missing(root, image["file_name"]) if missing else header
         findings.fault(kind, f"image {path} {what}", image=image["file_name"])
-    return good
+        unusable.add((path, image["id"]))
+    return good, unusable
 
 
 def _check_classes(summaries: dict[str, Summary], first: str, name: str) -> None:

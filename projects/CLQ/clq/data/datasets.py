@@ -31,19 +31,19 @@ class Declared(NamedTuple):
     Attributes:
         files: its files, with absolute paths.
         skip: whether what is faulty in it is left out rather than refused.
-        masks: whether its segmentations are used.
+        masks: ``INPUT.MASK_FORMAT`` if its segmentations are used, else None.
     """
 
     files: DatasetFiles
     skip: bool
-    masks: bool
+    masks: str | None
 
 
 _registered: dict[str, Declared] = {}
 
 
 def register_coco_json(
-    entries: Sequence[Mapping[str, str]], *, skip: bool = False, masks: bool = False
+    entries: Sequence[Mapping[str, str]], *, skip: bool = False, masks: Mapping[str, str] | None = None
 ) -> list[dict[str, str]]:
     """Registers COCO-format data sets in Detectron2's catalogs.
 
@@ -54,7 +54,7 @@ def register_coco_json(
         entries: data sets, each as ``{"name": ..., "json": ..., "images": ...}``. Paths may contain ``~`` and
             ``$VARS`` and are relative to the working directory.
         skip: whether faulty images and annotations are left out rather than refused.
-        masks: whether segmentations are used.
+        masks: ``INPUT.MASK_FORMAT`` by the name of each data set whose segmentations are used.
 
     Returns:
         The entries with absolute paths.
@@ -74,7 +74,7 @@ def register_coco_json(
         if wanted.setdefault(name, files) != files:
             raise UserError(f"DATASETS.COCO_JSON: {name} is given twice, with different paths; use two names.")
     for name, files in wanted.items():
-        declared = Declared(files, skip, masks)
+        declared = Declared(files, skip, (masks or {}).get(name))
         if _registered.get(name) == declared and name in DatasetCatalog:
             continue  # registering it again would discard the metadata that loading the data set has added
         if name in DatasetCatalog:
@@ -95,8 +95,9 @@ def register_declared(cfg: CfgNode) -> None:
         UserError: see :func:`register_coco_json`.
     """
     check_keys(cfg, "DATASETS.COCO_JSON", "DATASETS.ON_ERROR")
+    masks = dict.fromkeys(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT) if cfg.MODEL.MASK_ON else {}  # tests need boxes
     cfg.DATASETS.COCO_JSON = register_coco_json(
-        cfg.DATASETS.COCO_JSON, skip=cfg.DATASETS.ON_ERROR == "skip", masks=cfg.MODEL.MASK_ON
+        cfg.DATASETS.COCO_JSON, skip=cfg.DATASETS.ON_ERROR == "skip", masks=masks
     )
 
 

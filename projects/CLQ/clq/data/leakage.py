@@ -42,9 +42,12 @@ def _with(shared: set[tuple], keys: Mapping[str, tuple], paths: Iterable[str]) -
     return [path for path in paths if keys[path] in shared]
 
 
-def _digest(path: str, last: int | None = None) -> bytes:
-    """Digest of a file, or of its last bytes."""
-    with open(path, "rb") as f:
-        if last is not None:
-            f.seek(max(os.fstat(f.fileno()).st_size - last, 0))
-        return hashlib.sha256(f.read()).digest()
+def _digest(path: str, last: int | None = None) -> bytes | str:
+    """Digest of a file, or of its last bytes; the path itself, which equals no other, if the file is gone meanwhile."""
+    try:
+        with open(path, "rb") as f:
+            if last is not None:
+                f.seek(max(os.fstat(f.fileno()).st_size - last, 0))
+            return hashlib.sha256(f.read()).digest()
+    except OSError:  # whoever reads the image reports it
+        return path

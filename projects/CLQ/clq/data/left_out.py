@@ -10,17 +10,18 @@ from clq.data.formats.findings import LeftOut
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "left_out.jsonl"
-_files: dict[str, set[str]] = {}  # image files that a check has left out, by the name of the data set
+ImageKey = tuple[str, int | str]  # path and id, because the same file may be listed twice, once with a wrong size
+_images: dict[str, set[ImageKey]] = {}  # what a check has left out, by the name of the data set
 
 
-def leave_out(data_set: str, paths: Iterable[str]) -> None:
-    """Makes :func:`left_out_files` name these image files, and no others, for a data set."""
-    _files[data_set] = set(paths)
+def leave_out(data_set: str, images: Iterable[ImageKey]) -> None:
+    """Makes :func:`left_out_images` name these images, and no others, for a data set."""
+    _images[data_set] = set(images)
 
 
-def left_out_files(data_set: str) -> set[str]:
-    """Paths of the image files of a data set that a check has left out."""
-    return _files.get(data_set, set())
+def left_out_images(data_set: str) -> set[ImageKey]:
+    """Path and id of the images of a data set that a check has left out because of their files."""
+    return _images.get(data_set, set())
 
 
 def write_left_out(folder: str, entries: Iterable[LeftOut]) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from clq.data.formats.findings import LeftOut
 from clq.data.images import ImageError
-from clq.data.left_out import left_out_files, write_left_out
+from clq.data.left_out import left_out_images, write_left_out
 from clq.errors import UserError
 from clq.utils.random_states import random_states, set_random_states
 
@@ -208,8 +208,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
         )
 
     if isinstance(parts["dataset"], list):
-        gone = set().union(*map(left_out_files, cfg.DATASETS.TRAIN))
-        parts["dataset"] = [record for record in parts["dataset"] if record["file_name"] not in gone]
+        gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
+        parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
 
     def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
         seeded = cfg.clone()

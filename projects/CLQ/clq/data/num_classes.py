@@ -11,10 +11,11 @@ _GROUPS = {"FCOS": "RETINANET", "RetinaNet": "RETINANET", "GeneralizedRCNN": "RO
 
 def fill_num_classes(cfg: CfgNode) -> None:
     """Sets the ``NUM_CLASSES`` that the model reads to :func:`resolve_num_classes`. The config must not be frozen."""
-    cfg.MODEL[_num_classes_group(cfg)].NUM_CLASSES = resolve_num_classes(cfg)
+    cfg.MODEL[num_classes_group(cfg)].NUM_CLASSES = resolve_num_classes(cfg)
 
 
-def _num_classes_group(cfg: CfgNode) -> str:
+def num_classes_group(cfg: CfgNode) -> str:
+    """The group under MODEL in which the model of a config has its NUM_CLASSES."""
     return _GROUPS.get(cfg.MODEL.META_ARCHITECTURE, "CLQ")
 
 
@@ -28,7 +29,7 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     Raises:
         UserError: the key is -1 and no training set can be read, or it disagrees with the training set.
     """
-    group, train = _num_classes_group(cfg), cfg.DATASETS.TRAIN
+    group, train = num_classes_group(cfg), cfg.DATASETS.TRAIN
     key, wanted = f"MODEL.{group}.NUM_CLASSES", cfg.MODEL[group].NUM_CLASSES
     if wanted != -1 and wanted < 1:
         raise UserError(f"{key} {wanted}: must be at least 1, or -1 to take it from the training set.")

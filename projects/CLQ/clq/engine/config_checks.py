@@ -22,6 +22,7 @@ from clq.modeling.test_time_augmentation import check_augmentation
 _DEPTHS = 18, 34, 50, 101, 152  # of Detectron2's ResNets
 _SEGMENTATION_ONLY = "SemanticSegmentor", "PanopticFPN"
 _FORMATS = "RGB", "BGR", "L"
+_MASK_FORMATS = "polygon", "bitmask"
 _SCHEDULES = "WarmupMultiStepLR", "WarmupCosineLR"
 _NEWER_SCHEDULES = ("WarmupStepWithFixedGammaLR",)  # of Detectron2 main, which has the key NUM_DECAYS
 _SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
@@ -39,6 +40,7 @@ def check_model(cfg: CfgNode) -> None:
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _one_of("MODEL.BACKBONE.NAME", backbone, [name for name, _ in BACKBONE_REGISTRY])
     _one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, _FORMATS)
+    _one_of("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT, _MASK_FORMATS)
     if cfg.MODEL.META_ARCHITECTURE in _SEGMENTATION_ONLY:
         raise UserError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: this project supports only box detectors; "

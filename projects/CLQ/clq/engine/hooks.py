@@ -1,9 +1,11 @@
 """Hooks of the trainer in addition to those of Detectron2."""
 
 import functools
+import json
 import logging
 import os
 from collections import defaultdict
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
@@ -14,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clq.checkpoint.checkpointer import Checkpointer
-from clq.checkpoint.folder import BEST, FINAL, checkpoints
+from clq.checkpoint.detector_info import KEY, DetectorInfo
+from clq.checkpoint.folder import BEST, FINAL, FINAL_EMA, checkpoints
 from clq.checkpoint.storage import save_safetensors, save_torch
 from clq.engine.heartbeat import Heartbeat
 
@@ -54,15 +57,17 @@ class EMAHook(HookBase):
         model: model that is trained, which may be wrapped in DistributedDataParallel.
         decay: largest share of the average that a step keeps, in [0, 1).
         folder: folder for ``model_final_ema.pth``.
+        detector: what that file says about its detector.
     """
 
-    def __init__(self, model: nn.Module, decay: float, folder: str):
+    def __init__(self, model: nn.Module, decay: float, folder: str, detector: DetectorInfo | None = None):
         if isinstance(model, DistributedDataParallel):
             model = model.module
         self._model = model
         self._average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
         self.decay = decay
         self.folder = folder
+        self.detector = detector
 
     @property
     def model(self) -> nn.Module:
@@ -90,7 +95,10 @@ class EMAHook(HookBase):
     def after_train(self) -> None:
         """Writes the average of a training that was not ended by an error."""
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            save_torch({"model": self.model.state_dict()}, os.path.join(self.folder, "model_final_ema.pth"))
+            data: dict[str, Any] = {"model": self.model.state_dict()}
+            if self.detector is not None:
+                data[KEY] = self.detector.to_plain()
+            save_torch(data, os.path.join(self.folder, f"{FINAL_EMA}.pth"))
 
     def state_dict(self) -> dict:
         """The average and its number of steps."""
@@ -148,16 +156,19 @@ class FinalSafetensors(HookBase):
     Args:
         model: model that is trained, in DistributedDataParallel or not.
         folder: folder of the file.
+        detector: what the file says about its detector.
     """
 
-    def __init__(self, model: nn.Module, folder: str):
+    def __init__(self, model: nn.Module, folder: str, detector: DetectorInfo | None = None):
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self.folder = folder
+        self.detector = detector
 
     def after_train(self) -> None:
         """Writes the file, unless the training was ended by an error."""
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            save_safetensors(self._model.state_dict(), os.path.join(self.folder, f"{FINAL}.safetensors"))
+            metadata = {} if self.detector is None else {KEY: json.dumps(self.detector.to_plain())}
+            save_safetensors(self._model.state_dict(), os.path.join(self.folder, f"{FINAL}.safetensors"), metadata)
 
 
 class ShortHistory(HookBase):

@@ -27,7 +27,7 @@ from clq.engine import heartbeat, torch_launcher
 from clq.engine.process_group import join_group, leave_group, place_of_torchrun, started_by_torchrun
 from clq.engine.signals import InterruptedAtOnce, deferred, stop_signals
 from clq.errors import UserError
-from clq.utils.cli import count, message_of, positive, run_cli
+from clq.utils.cli import count, positive, run_cli
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _fail(failure: Exception | InterruptedAtOnce) -> int:
     """Reports the failure of this rank unless it follows from that of another one; returns the exit status."""
     rank = int(os.environ["RANK"])
     if isinstance(failure, UserError):
-        message, status = message_of(failure), 2
+        message, status = str(failure), 2
     elif isinstance(failure, InterruptedAtOnce):
         message, status = failure.message, failure.exit_status
     else:

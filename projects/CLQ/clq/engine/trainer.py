@@ -18,8 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
+from clq.checkpoint.detector_info import DetectorInfo, config_text
+from clq.data.categories import find_categories
 from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import (
@@ -70,7 +73,11 @@ class Trainer(DefaultTrainer):
         with blamed_on("SOLVER.STEPS, MAX_ITER, GAMMA and WARMUP_*"):
             self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            max_gib=cfg.MODEL.MAX_WEIGHTS_GIB,
+            detector=describe(cfg),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -117,14 +124,14 @@ class Trainer(DefaultTrainer):
         hooks.insert(writing, weights)
         evaluation += 2
         if cfg.SOLVER.SAVE_SAFETENSORS:
-            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR))
+            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR, self.checkpointer.detector))
         if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
             hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
         if cfg.TEST.AUG.ENABLED:
             hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             hooks.insert(evaluation + 1, hook)  # before the writers
         if cfg.SOLVER.EMA.ENABLED:
-            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR)
+            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR, self.checkpointer.detector)
             weights.add("average", average.model.state_dict)
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
             hooks.insert(0, average)  # before the checkpointer, which saves it
@@ -236,6 +243,15 @@ class Trainer(DefaultTrainer):
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
+
+
+def describe(cfg: CfgNode) -> DetectorInfo:
+    """What checkpoints say about the detector of a config."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    fill_num_classes(cfg)
+    categories = find_categories(cfg)
+    return DetectorInfo(config_text(cfg), categories.names, categories.ids)
 
 
 def _is_not_user_error(record: logging.LogRecord) -> bool:

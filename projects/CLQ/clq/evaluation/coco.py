@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from clq.data.datasets import complete_metadata, is_declared, leaves_out_faults, load_content
 from clq.data.formats.coco import to_coco
 from clq.data.formats.findings import Findings, LeftOut
-from clq.data.left_out import write_left_out
+from clq.data.left_out import left_out_images, write_left_out
 from clq.data.mapper import UNREADABLE
 from clq.utils.files import write_atomically
 
@@ -49,7 +49,8 @@ class BoxEvaluator(COCOEvaluator):
         use_fast_impl: bool,
     ):
         settings = {"tasks": ("bbox",), "output_dir": output_dir, "max_dets_per_image": max_dets_per_image}
-        self._name, self._left_out_folder, self._left_out = dataset_name, left_out_folder, list[LeftOut]()
+        self._name, self._left_out_folder = dataset_name, left_out_folder
+        self._left_out: dict[int | str, LeftOut] = {}  # by the id of the image
         self._changed = False
         if not is_declared(dataset_name):
             super().__init__(dataset_name, use_fast_impl=use_fast_impl, **settings)
@@ -72,27 +73,27 @@ class BoxEvaluator(COCOEvaluator):
 
     def reset(self) -> None:
         super().reset()
-        self._left_out = []
+        self._left_out = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         pairs = list(zip(inputs, outputs, strict=True))
         for record, _ in pairs:
             if UNREADABLE in record:
-                self._left_out.append(LeftOut(self._name, record["file_name"], None, record[UNREADABLE]))
+                entry = LeftOut(self._name, record["file_name"], None, record[UNREADABLE])
+                self._left_out[record["image_id"]] = entry
         good = [pair for pair in pairs if UNREADABLE not in pair[0]]
         super().process([record for record, _ in good], [output for _, output in good])
 
     def evaluate(self, img_ids: list | None = None) -> dict:
         gathered = comm.gather(self._left_out, dst=0) if self._distributed else [self._left_out]
-        left_out = {entry.image: entry for entry in itertools.chain(*gathered)}
-        root = self._metadata.get("image_root", "")
+        left_out = dict(itertools.chain(*(entries.items() for entries in gathered)))
         if left_out and comm.is_main_process():
             first = next(iter(left_out.values()))
             count = len(left_out), len(self._coco_api.imgs)
             logger.warning("data set %s: %d of %d images are left out; the first: %s", self._name, *count, first.reason)
-            write_left_out(self._left_out_folder, left_out.values())
-            images = [i for i in self._coco_api.imgs.values() if os.path.join(root, i["file_name"]) not in left_out]
-            wanted = {image["id"] for image in images}
+            known = left_out_images(self._name)  # the check has listed these already
+            write_left_out(self._left_out_folder, (e for i, e in left_out.items() if (e.image, i) not in known))
+            wanted = self._coco_api.imgs.keys() - left_out.keys()
             img_ids = sorted(wanted if img_ids is None else wanted & set(img_ids))
         if comm.is_main_process() and self._output_dir and self._do_evaluation:
             self._write_truth(img_ids if left_out else None)

@@ -82,7 +82,7 @@ def run_cli(main: Callable[..., object], *args: object) -> NoReturn:
     try:
         status = main(*args)
     except UserError as e:
-        print(f"{sys.argv[0]}: {message_of(e)}", file=sys.stderr)
+        print(f"{sys.argv[0]}: {e}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as e:
         if e.message:
@@ -92,8 +92,3 @@ def run_cli(main: Callable[..., object], *args: object) -> NoReturn:
         print(f"{sys.argv[0]}: SIGINT: ended.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def message_of(error: UserError) -> str:
-    """The one line of an error. That of a data loader's worker process is a traceback that ends with the error."""
-    return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")

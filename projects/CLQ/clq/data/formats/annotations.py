@@ -23,7 +23,7 @@ def check_annotations(
     category_ids: Sequence[int | str],
     findings: Findings,
     *,
-    masks: bool,
+    masks: str | None,
 ) -> list[dict]:
     """Checks the annotations of a COCO json.
 
@@ -36,7 +36,7 @@ def check_annotations(
         listed: ids of all images in the file.
         category_ids: ids of the categories.
         findings: receives what is found.
-        masks: whether segmentations are used.
+        masks: ``INPUT.MASK_FORMAT`` if segmentations are used; those of crowds never are.
 
     Returns:
         The annotations that can be used, in the order of the file, with the fields that are used.
@@ -64,7 +64,7 @@ def check_annotations(
 class _Check:
     """Checks annotations one by one."""
 
-    def __init__(self, images: dict, left_out: set, categories: set, findings: Findings, masks: bool):
+    def __init__(self, images: dict, left_out: set, categories: set, findings: Findings, masks: str | None):
         self._images = images
         self._left_out = left_out  # ids of images that are listed but cannot be used
         self._categories = categories
@@ -84,8 +84,8 @@ class _Check:
         given = record.get("id")
         item = f"annotation {given}" if is_id(given) else f"annotation number {number} in its json"
         fault = self._fault_of_ids(a, item) or self._fault_of_values(record)
-        if fault is None and self._masks:
-            fault = check_segmentation(record, self._images.get(integer(record["image_id"])))
+        if fault is None and self._masks and not record.get("iscrowd"):
+            fault = self._fault_of_segmentation(record, item)
         if fault is not None:
             kind, what = fault
             image = self._images.get(integer(record.get("image_id")) if is_id(record.get("image_id")) else None)
@@ -183,6 +183,14 @@ class _Check:
             return "annotations have a negative size", f"has bbox {shown(box)} with a negative size; {form}"
         return None
 
+    def _fault_of_segmentation(self, record: dict, item: str) -> tuple[str, str] | None:
+        """What is wrong with the segmentation of an annotation, as :meth:`_fault_of_ids`; notes what is not used."""
+        given, image = record.get("segmentation"), self._images.get(integer(record["image_id"]))
+        fault = check_segmentation(record, image, self._masks or "")
+        if fault is None and isinstance(given, list) and len(record["segmentation"]) < len(given):
+            self._findings.note("segmentations have polygons with fewer than three corners, which are not used", item)
+        return fault
+
     def _completed(self, a: dict, item: str) -> dict:
         """Returns the fields that are used, with what may be missing."""
         crowd, area, box = a.get("iscrowd"), a.get("area"), a["bbox"]
@@ -200,7 +208,7 @@ class _Check:
             "bbox": box,
             "area": box[2] * box[3] if area is None else area,
             "iscrowd": int(crowd or 0),
-            **({"segmentation": a["segmentation"]} if self._masks else {}),
+            **({"segmentation": a["segmentation"]} if self._masks and not crowd else {}),
         }
 
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from clq.data.formats.annotations import check_annotations
 from clq.data.formats.findings import Findings, shown
-from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id
+from clq.data.formats.values import LARGEST_ID, LARGEST_SIDE, check_id_types, integer, is_id, is_text
 from clq.errors import UserError
 from clq.utils.files import read_json
 
@@ -72,20 +72,20 @@ def read_coco_json(path: str, name: str) -> dict:
                 f"data set {name}: category number {number} in its json is {shown(category)}; it must have an id, an "
                 "integer or text."
             )
-        if not isinstance(category.get("name"), str):
+        if not is_text(category.get("name")):
             what = f"category {category['id']} has name {shown(category.get('name'))} in its json"
-            raise UserError(f"data set {name}: {what}; it must be text.")
+            raise UserError(f"data set {name}: {what}; it must be text of whole characters.")
     _check_unique(name, "category", [c["id"] for c in categories])
     return data
 
 
-def check_content(data: dict, findings: Findings, *, masks: bool) -> Content:
+def check_content(data: dict, findings: Findings, *, masks: str | None) -> Content:
     """Checks the images and annotations of a COCO json.
 
     Args:
         data: of :func:`read_coco_json`.
         findings: receives what is found.
-        masks: whether segmentations are used; if not, they are not looked at.
+        masks: ``INPUT.MASK_FORMAT``, in which segmentations are used; None if they are not looked at.
 
     Returns:
         The content without what is faulty.
@@ -97,6 +97,10 @@ def check_content(data: dict, findings: Findings, *, masks: bool) -> Content:
         raise UserError(f'data set {findings.name}: its json has no list under "annotations"; it is not COCO json.')
     categories = [{"id": integer(c["id"]), "name": c["name"]} for c in data["categories"]]
     categories.sort(key=lambda category: category["id"])
+    for class_name, count in Counter(c["name"] for c in categories).most_common(1):
+        if count > 1:
+            what = "categories have the same name as another one; they are learned as different classes, and metrics "
+            findings.note(f"{what}of a class show only the last of them", shown(class_name), count)
     images = check_images(data, findings)
     annotations = None
     if "annotations" in data:
@@ -141,6 +145,7 @@ def _are_regular(images: list) -> bool:
             and {type(name) for name in names} == {str}
             and all(names)
             and "\0" not in "".join(names)
+            and is_text("".join(names))
             and {type(size) for size in itertools.chain(*sizes)} == {int}
             and min(map(min, sizes)) > 0
             and max(map(max, sizes)) <= LARGEST_SIDE
@@ -161,6 +166,8 @@ def _fault_of_image(image: object) -> str | None:
     file_name = image["file_name"]
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         return f"has file_name {shown(file_name)}; it must be the path of a file"
+    if not is_text(file_name):
+        return f"has file_name {shown(file_name)}, which UTF-8 cannot hold; rename the file"
     for key in ("width", "height"):
         size = integer(image[key])
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:

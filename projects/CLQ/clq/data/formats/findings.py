@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from clq.errors import UserError
+from clq.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,9 @@ class Findings:
 
 
 def _count(kinds: dict[str, Kind], kind: str, what: str, count: int = 1) -> None:
-    kinds.setdefault(kind, Kind(what)).count += count
+    if kind not in kinds:
+        kinds[kind] = Kind(one_line(what))  # names of files and values are part of it
+    kinds[kind].count += count
 
 
 def shown(value: object) -> str:

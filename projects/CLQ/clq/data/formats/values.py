@@ -23,12 +23,21 @@ def is_number(value: object) -> bool:
         return False
 
 
+def is_text(value: object) -> bool:
+    """Whether a value is text that a file or a terminal can hold.
+
+    Json can write halves of characters, such as "\\udcff", which Python makes of file names that are not UTF-8.
+    """
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def is_id(value: object) -> bool:
     """Whether a value can identify a record: an integer or text."""
     value = integer(value)
-    return isinstance(value, str) or (
-        isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_ID
-    )
+    return is_text(value) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_ID)
 
 
 def check_id_types(name: str, kind: str, ids: list) -> None:
