@@ -11,8 +11,8 @@ import clq
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.folder import refuse_overwriting
 from clq.data.checks import check_datasets
-from clq.data.datasets import fill_num_classes
 from clq.data.left_out import write_left_out
+from clq.data.num_classes import fill_num_classes
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.engine.launch import argument_parser, launch_cli
 from clq.engine.process_group import check_same_checkpoints, set_up_other_ranks

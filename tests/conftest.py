@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ from clq.engine.launch import argument_parser, launch_cli
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
+
+# A shell's background jobs ignore SIGINT, and so would all processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

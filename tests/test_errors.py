@@ -5,7 +5,7 @@ import pickle
 import pytest
 from clq.data.images import ImageError
 from clq.engine.nonfinite import NonFiniteError
-from clq.errors import UserError, blamed_on
+from clq.errors import UserError, blamed_on, reason_of
 from torch._utils import ExceptionWrapper
 
 
@@ -46,3 +46,16 @@ def test_the_error_of_a_loaders_worker_is_its_line(kind):
     with pytest.raises(kind) as e:
         wrapped.reraise()
     assert str(e.value) == r"a.png: is\ndamaged"
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.png"), "No such file or directory"),
+        (ValueError(" two\n  lines "), "two lines"),
+        (ValueError("x" * 300), "x" * 200),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_the_reason_of_an_exception_is_one_short_line(error, reason):
+    assert reason_of(error) == reason

@@ -14,7 +14,7 @@ from pathlib import Path
 import clq
 import pytest
 import torch
-from clq.data.datasets import fill_num_classes
+from clq.data.num_classes import fill_num_classes
 from clq.engine import torch_launcher
 from clq.engine.launch import argument_parser, launch_cli
 from clq.engine.trainer import Trainer

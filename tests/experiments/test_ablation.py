@@ -8,7 +8,7 @@ import subprocess
 
 import clq
 import pytest
-from clq.data.datasets import fill_num_classes
+from clq.data.num_classes import fill_num_classes
 from clq.errors import UserError
 from clq.experiments import runs
 from clq.experiments.ablation import differences, mean_and_spread, parse_study_variant

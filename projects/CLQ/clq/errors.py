@@ -53,6 +53,14 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def reason_of(error: Exception) -> str:
+    """What an exception of a library says, in one line of at most 200 characters, for a part of a message.
+
+    Of an error of the operating system, it is the reason alone. An exception that says nothing has its type.
+    """
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def signal_name(signum: int) -> str:
     """The name of a signal, such as SIGTERM."""
     return signal.Signals(signum).name

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 
 from clq.config import setup_cfg
-from clq.data.datasets import fill_num_classes
+from clq.data.num_classes import fill_num_classes
 from clq.engine.config_checks import check_model
 from clq.errors import UserError
 from clq.utils.cli import parse_variant

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,6 +14,7 @@ from clq.checkpoint.content import checkpoint_of, is_backbone
 from clq.checkpoint.detector_info import KEY, DetectorInfo
 from clq.checkpoint.finite import find_nonfinite
 from clq.checkpoint.folder import BEST, LAST, checkpoint_to_resume
+from clq.checkpoint.mismatch import Mismatch
 from clq.checkpoint.storage import DamagedFile, read_weights, save_torch
 from clq.checkpoint.torchvision_weights import TORCHVISION, torchvision_file, torchvision_to_detectron2
 from clq.errors import UserError
@@ -22,26 +23,6 @@ from clq.utils.files import write_atomically
 logger = logging.getLogger(__name__)
 
 CLASS_LAYER = re.compile(r"head\.(heads\.\d+\.)?cls_logits\.")  # in the shared head, or in the head of each level
-
-
-class Mismatch(NamedTuple):
-    """How weights differ from those of a model. As text, it gives the number and one example of each difference.
-
-    Attributes:
-        missing: names of weights that the model has alone.
-        unknown: names of weights that the model does not have.
-        shapes: name, shape in the file and shape in the model of weights whose shapes differ.
-    """
-
-    missing: list[str]
-    unknown: list[str]
-    shapes: list[tuple[str, Sequence[int], Sequence[int]]]
-
-    def __str__(self) -> str:
-        missing = sorted(set(self.missing) - {key for key, _, _ in self.shapes})
-        shapes = [f"{key} {list(theirs)} instead of {list(ours)}" for key, theirs, ours in self.shapes]
-        groups = {"missing": missing, "unknown": self.unknown, "of another shape": shapes}
-        return ", ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in groups.items() if keys)
 
 
 class Checkpointer(DetectionCheckpointer):

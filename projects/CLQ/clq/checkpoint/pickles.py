@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from clq.errors import reason_of
+
 _STEPS = {step.code: step for step in pickletools.opcodes}
 _NUMBERS = re.compile(r"[<>|=]?[biufc?]\d{0,2}")  # the names of the types of numbers: f4, |b1, ?
 
@@ -45,7 +47,7 @@ def read_arrays(content: bytes) -> Any:
     except MemoryError as e:
         raise BrokenPickle("it asks for more memory than there is") from e
     except Exception as e:  # a damaged pickle can raise anything
-        raise BrokenPickle(" ".join(str(e).split())[:200] or type(e).__name__) from e
+        raise BrokenPickle(reason_of(e)) from e
 
 
 def _check_memo(content: bytes) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clq.checkpoint.pickles import BrokenPickle, ForbiddenName, read_arrays
-from clq.errors import UserError
+from clq.errors import UserError, reason_of
 from clq.utils.files import write_atomically
 
 SAFETENSORS = ".safetensors"
@@ -49,7 +49,7 @@ def save_torch(data: Mapping[str, Any], path: str) -> None:
         try:
             torch.save(data, f)
         except RuntimeError as e:  # torch's writer hides the error of the operating system
-            raise OSError(0, " ".join(str(e).split())[:200]) from e
+            raise OSError(0, reason_of(e)) from e
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, str] | None = None) -> None:
@@ -121,7 +121,7 @@ def check_file(path: str) -> None:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except _ZIP_ERRORS as e:
-        raise DamagedFile(_reason(e)) from e
+        raise DamagedFile(reason_of(e)) from e
     if damaged is not None:
         raise DamagedFile(f"the checksum of its record {damaged} is wrong")
 
@@ -140,7 +140,7 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
             with zipfile.ZipFile(path) as file:
                 content = sum(record.file_size for record in file.infolist())
         except _ZIP_ERRORS as e:
-            raise DamagedFile(_reason(e)) from e
+            raise DamagedFile(reason_of(e)) from e
         _check_size(source, content, max_gib)
         if content > os.path.getsize(path):
             raise UserError(
@@ -158,9 +158,9 @@ def _read_torch(path: str, source: str, max_gib: float) -> Any:
                 f"{source}: holds Python objects besides weights, which could execute code; give a state_dict saved by "
                 "torch.save as MODEL.WEIGHTS."
             ) from e
-        raise DamagedFile(_reason(e)) from e
+        raise DamagedFile(reason_of(e)) from e
     except Exception as e:  # reading bytes that are no checkpoint can raise anything
-        raise DamagedFile(_reason(e)) from e
+        raise DamagedFile(reason_of(e)) from e
     # A tensor can repeat its data, as after expand(), and take any memory when it is copied.
     _check_size(source, sum(x.numel() * x.element_size() for x in _tensors(loaded)), max_gib)
     return loaded
@@ -184,7 +184,7 @@ def _is_zip(path: str) -> bool:
     try:
         return zipfile.is_zipfile(path)
     except _ZIP_ERRORS as e:  # a damaged end
-        raise DamagedFile(_reason(e)) from e
+        raise DamagedFile(reason_of(e)) from e
 
 
 def _starts_like_a_zip(path: str) -> bool:
@@ -198,7 +198,7 @@ def _read_safetensors(path: str, source: str) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}
     except (safetensors.SafetensorError, ValueError) as e:
-        raise DamagedFile(_reason(e)) from e
+        raise DamagedFile(reason_of(e)) from e
     if _DIGEST in metadata and metadata[_DIGEST] != _digest(tensors):
         raise DamagedFile("its checksum is wrong")
     return tensors
@@ -216,7 +216,3 @@ def _read_pickle(path: str, source: str) -> Any:
         ) from e
     except BrokenPickle as e:
         raise DamagedFile(str(e)) from e
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

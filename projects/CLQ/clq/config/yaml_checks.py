@@ -9,7 +9,7 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from clq.errors import UserError
+from clq.errors import UserError, reason_of
 from clq.utils.files import open_regular
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _local(name: str, source: str) -> str:
     try:
         return PathManager.get_local_path(name)
     except Exception as e:  # whatever the handler of the scheme raises
-        raise UserError(f"{source}: its {BASE_KEY} {name} cannot be fetched ({' '.join(str(e).split())[:200]}).") from e
+        raise UserError(f"{source}: its {BASE_KEY} {name} cannot be fetched ({reason_of(e)}).") from e
 
 
 def _check_nodes(name: str, events: Iterator[yaml.Event]) -> None:

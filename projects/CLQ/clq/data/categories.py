@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from clq.data.datasets import class_names, read_categories, require_files, resolve_num_classes
+from clq.data.datasets import class_names, read_categories, require_files
+from clq.data.num_classes import resolve_num_classes
 from clq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def find_categories(cfg: CfgNode) -> Categories:
     classes as the model. If there is none, classes have numbers for names, and a warning is logged.
 
     Raises:
-        UserError: the number of classes is unknown; see :func:`~clq.data.datasets.resolve_num_classes`.
+        UserError: the number of classes is unknown; see :func:`~clq.data.num_classes.resolve_num_classes`.
     """
     num_classes, reasons = resolve_num_classes(cfg), []
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):

@@ -10,12 +10,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from clq.data.datasets import class_names, is_declared, load_content, require_files, require_known, resolve_num_classes
+from clq.data.datasets import class_names, is_declared, load_content, require_files, require_known
 from clq.data.formats.coco import check_images, read_coco_json
 from clq.data.formats.findings import Findings, LeftOut
 from clq.data.headers import Header, read_headers
 from clq.data.leakage import find_leaks
 from clq.data.left_out import ImageKey, leave_out
+from clq.data.num_classes import resolve_num_classes
 from clq.data.similar_names import why_missing
 from clq.errors import UserError
 

@@ -17,7 +17,7 @@ from clq.data.image_checks import Refusal, check_content, check_header, check_pi
 from clq.data.image_checks.exif import HEIGHT, ORIENTATION, WIDTH
 from clq.data.image_checks.png import check_png_rows
 from clq.data.image_checks.tiff import check_tiff_parts
-from clq.errors import UserError
+from clq.errors import UserError, reason_of
 from clq.utils.files import open_regular
 
 MAX_MEGAPIXELS = 90.0
@@ -158,8 +158,7 @@ def _opened(path: str, max_megapixels: float) -> Iterator[tuple[BufferedReader, 
     except ImageError:
         raise
     except Exception as e:  # a damaged file can raise almost any exception
-        reason = getattr(e, "strerror", None) or " ".join(str(e).split())[:200] or type(e).__name__
-        raise ImageError(f"image {path}: cannot be read ({reason}); replace or remove it.") from e
+        raise ImageError(f"image {path}: cannot be read ({reason_of(e)}); replace or remove it.") from e
 
 
 def _check_bytes(size: int, max_megapixels: float) -> None:

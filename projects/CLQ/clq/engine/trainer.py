@@ -20,9 +20,9 @@ from clq import compat
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.detector_info import DetectorInfo, config_text
 from clq.data.categories import find_categories
-from clq.data.datasets import fill_num_classes
 from clq.data.loader import TrainLoader, build_train_loader
 from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.hooks import (

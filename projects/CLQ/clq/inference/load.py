@@ -11,7 +11,7 @@ from clq.checkpoint.folder import BEST, FINAL, checkpoint_to_resume
 from clq.checkpoint.storage import SAFETENSORS
 from clq.config import setup_cfg
 from clq.data.categories import Categories
-from clq.data.datasets import num_classes_group
+from clq.data.num_classes import num_classes_group
 from clq.errors import UserError
 from clq.inference.predictor import Predictor
 

@@ -17,9 +17,9 @@ from PIL import Image
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
 from clq.data.categories import Categories, find_categories
-from clq.data.datasets import fill_num_classes
 from clq.data.images import read_options
 from clq.data.mapper import matrix_entry
+from clq.data.num_classes import fill_num_classes
 from clq.engine.amp import inference_autocast
 from clq.engine.config_checks import check_model
 from clq.errors import UserError

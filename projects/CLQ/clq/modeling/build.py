@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 
-from clq.data.datasets import resolve_num_classes
+from clq.data.num_classes import resolve_num_classes
 from clq.errors import UserError
 from clq.modeling.assign.atss import ATSSAssigner
 from clq.modeling.assign.base import Assigner

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import IO, Any
 
-from clq.errors import UserError
+from clq.errors import UserError, reason_of
 
 TEMPORARY = ".clq-tmp"  # ending of the names of temporary files
 _MIB = 1 << 20
@@ -124,8 +124,7 @@ def read_json(path: str | os.PathLike, max_mib: float | None = None) -> Any:
                 )
             content = f.read()
     except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"{path}: cannot be read ({reason}); give a json file.") from e
+        raise UserError(f"{path}: cannot be read ({reason_of(e)}); give a json file.") from e
     if not content.strip():
         raise UserError(f"{path}: is empty; write it again.")
     return _parse_json(path, content)
@@ -142,7 +141,7 @@ def _parse_json(path: str | os.PathLike, content: bytes) -> Any:
         for pattern, kind in _NOT_JSON:
             if re.match(pattern, content):
                 raise UserError(f"{path}: is not json but looks like {kind}.") from e
-        reason = " ".join(str(e).split())[:200]
+        reason = reason_of(e)
         if isinstance(e, json.JSONDecodeError) and e.msg == "Extra data":
             reason += "; one object per line is JSON Lines, which is not read"
         raise UserError(f"{path}: is not valid json ({reason}); write it again.") from e

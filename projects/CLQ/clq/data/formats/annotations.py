@@ -1,4 +1,4 @@
-"""The annotations of a COCO json: which of them can be used, and what is odd about their boxes."""
+"""The annotations of a COCO json: which of them can be used."""
 
 import itertools
 from collections import Counter

@@ -11,7 +11,16 @@ _OUTSIDE = 1  # pixels by which a box may extend beyond its image without a word
 
 
 def check_geometry(annotations: list[dict], images: dict, findings: Findings) -> list[dict]:
-    """Notes odd boxes; returns the annotations without boxes that have no area, if faults are left out."""
+    """Notes boxes without an area, outside or beyond their image, or smaller than a pixel, and areas that are wrong.
+
+    Args:
+        annotations: annotations that can be used otherwise.
+        images: records with ``file_name``, ``width`` and ``height``, by id.
+        findings: receives what is found.
+
+    Returns:
+        The annotations; if faults are left out, without those whose box has no area in the image.
+    """
     boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
     of = [images[a["image_id"]] for a in annotations]
     sizes = np.array([(i["width"], i["height"]) for i in of], dtype=float).reshape(-1, 2)
