@@ -4,7 +4,8 @@ import os
 
 import pytest
 from clq.data import headers
-from clq.data.headers import Header, cache_folder, read_headers
+from clq.data.headers import Header, read_headers
+from clq.utils.cache import cache_folder
 from PIL import Image
 
 DAMAGED_FILES = '{"P": [1]}', '{"P": "abcd"}', "3", '{"P": [1, 2, 3, null]}'
@@ -88,17 +89,17 @@ def test_a_lower_limit_on_the_size_holds_for_remembered_files_too(folder):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", '{"version": 1}', '{"version": 0, "folder": "F", "files": {}}']
+    ["", "{", "[]", "null", '{"version": "2"}', '{"version": "0", "subject": "F", "findings": {}}']
     + [
-        f'{{"version": 1, "folder": "F", "files": {files}}}'
+        f'{{"version": "2", "subject": "F", "findings": {files}}}'
         for files in ('{"P": [1]}', '{"P": "abcd"}', "3", '{"P": [1, 2, 3, null]}')
     ],
 )
 def test_damaged_memory_is_ignored_and_written_again(folder, reads, content):
     save(folder, "a.png", (20, 10))
     sizes(folder, "a.png")
-    (memory,) = os.listdir(cache_folder())
-    path = os.path.join(cache_folder(), memory)
+    (memory,) = os.listdir(cache_folder("headers"))
+    path = os.path.join(cache_folder("headers"), memory)
     with open(path, "w", encoding="utf-8") as f:
         f.write(content.replace('"F"', f'"{folder}"').replace('"P"', f'"{folder / "a.png"}"'))
     reads.clear()
@@ -114,4 +115,4 @@ def test_where_nothing_can_be_remembered_headers_are_read_each_time(folder, read
         for _ in range(2):
             assert sizes(folder, "a.png")[0][:2] == (20, 10)
     assert reads == ["a.png", "a.png"]
-    assert "cannot be remembered" in caplog.text
+    assert "cannot be written" in caplog.text

@@ -10,8 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from clq.data.datasets import class_names, is_declared, load_content, require_files, require_known
-from clq.data.formats.coco import check_images, read_coco_json
+from clq.data.datasets import class_names, is_declared, require_known, summary_of
 from clq.data.formats.findings import Findings, LeftOut
 from clq.data.headers import Header, read_headers
 from clq.data.leakage import find_leaks
@@ -22,7 +21,7 @@ from clq.errors import UserError
 
 
 @dataclass
-class Summary:
+class DataSet:
     """What a data set contains. Whether that is enough depends on whether it is used for training or evaluation.
 
     Attributes:
@@ -100,9 +99,9 @@ def _one_process_first() -> Iterator[None]:
         comm.synchronize()
 
 
-def _check_all(cfg: CfgNode, splits: Sequence[str]) -> dict[str, Summary]:
+def _check_all(cfg: CfgNode, splits: Sequence[str]) -> dict[str, DataSet]:
     """Checks each data set and its use; returns what it contains."""
-    summaries: dict[str, Summary] = {}
+    summaries: dict[str, DataSet] = {}
     for split in splits:
         needed = split == "TRAIN" or "TRAIN" not in splits  # training works without a test set
         if needed and not cfg.DATASETS[split]:
@@ -120,40 +119,34 @@ def _check_all(cfg: CfgNode, splits: Sequence[str]) -> dict[str, Summary]:
     return summaries
 
 
-def _check_one(name: str, cfg: CfgNode) -> Summary:
+def _check_one(name: str, cfg: CfgNode) -> DataSet:
     """Runs the checks that do not depend on how the data set is used."""
     require_known(name)
     findings = Findings(name, skip=cfg.DATASETS.ON_ERROR == "skip")
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None:
-        return Summary(findings, class_names(name))
-    if not is_declared(name):  # its annotations are read by code of others
-        images = check_images(read_coco_json(require_files(name).json, name), findings)
-        files, unusable = _check_files(images, findings, cfg)
-        findings.raise_faults()
-        return Summary(findings, class_names(name), files=files, unusable=unusable)
-    content = load_content(name, findings)
+        return DataSet(findings, class_names(name))
+    content = summary_of(name, findings)
     findings.raise_faults()  # before the files, which take longer
-    files, unusable = _check_files(content.images, findings, cfg)
+    columns = zip(content.ids, content.file_names, content.widths, content.heights, strict=True)
+    images = [{"id": i, "file_name": file, "width": w, "height": h} for i, file, w, h in columns]
+    files, unusable = _check_files(images, findings, cfg)
     findings.raise_faults()
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content.images}
-    usable = sizes.keys() - {image_id for _, image_id in unusable}
-    found = [a for a in content.annotations or () if a["image_id"] in usable and not a["iscrowd"]]
-    return Summary(
+    if not is_declared(name):  # its annotations are read by code of others
+        return DataSet(findings, class_names(name), files=files, unusable=unusable)
+    gone = {image_id for _, image_id in unusable}
+    counts = zip(content.ids, content.found, content.trainable, strict=True)
+    usable = [(image_id, found, trainable) for image_id, found, trainable in counts if image_id not in gone]
+    return DataSet(
         findings,
-        content.class_names,
+        content.classes,
         num_images=len(usable),
-        has_annotations=content.annotations is not None,
-        boxes_per_image=Counter(a["image_id"] for a in found),
-        trainable=sum(_is_trainable(a["bbox"], sizes[a["image_id"]]) for a in found),
+        has_annotations=content.has_annotations,
+        boxes_per_image=Counter({image_id: found for image_id, found, _ in usable if found}),
+        trainable=sum(trainable for _, _, trainable in usable),
         files=files,
         unusable=unusable,
     )
-
-
-def _is_trainable(box: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether a part of a box, (x, y, width, height), lies in its image of a size (width, height)."""
-    return all(side > 0 and -side < start < end for start, side, end in zip(box[:2], box[2:], size, strict=True))
 
 
 def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> tuple[dict[str, int], set[ImageKey]]:
@@ -188,7 +181,7 @@ def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> tu
     return good, unusable
 
 
-def _check_classes(summaries: dict[str, Summary], first: str, name: str) -> None:
+def _check_classes(summaries: dict[str, DataSet], first: str, name: str) -> None:
     ours, theirs = summaries[name].classes, summaries[first].classes
     if ours == theirs:
         return
@@ -201,7 +194,7 @@ def _check_classes(summaries: dict[str, Summary], first: str, name: str) -> None
     )
 
 
-def _check_number(summaries: dict[str, Summary], num_classes: int) -> None:
+def _check_number(summaries: dict[str, DataSet], num_classes: int) -> None:
     for name, summary in summaries.items():
         if len(summary.classes) != num_classes:
             raise UserError(
@@ -210,7 +203,7 @@ def _check_number(summaries: dict[str, Summary], num_classes: int) -> None:
             )
 
 
-def _check_use(name: str, split: str, summary: Summary, detections_per_image: int) -> None:
+def _check_use(name: str, split: str, summary: DataSet, detections_per_image: int) -> None:
     """Checks whether a data set is enough to train on or to evaluate on."""
     if not summary.num_images:
         raise UserError(f"data set {name}: none of its images can be used; correct them.{summary.findings.because()}")
@@ -239,7 +232,7 @@ def _check_use(name: str, split: str, summary: Summary, detections_per_image: in
             )
 
 
-def _check_leakage(train: Sequence[Summary], test: Sequence[Summary]) -> None:
+def _check_leakage(train: Sequence[DataSet], test: Sequence[DataSet]) -> None:
     """Notes test images that are training images."""
     ours = {path: n for summary in train for path, n in summary.files.items()}
     for summary in test:

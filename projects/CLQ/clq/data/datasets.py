@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clq.config import check_keys
-from clq.data.formats.coco import Content, check_content, read_coco_json, to_records
+from clq.data.formats.coco import Content, check_content, check_images, read_coco_json, to_records
 from clq.data.formats.findings import Findings
+from clq.data.summaries import Summary, recall_summary, remember_summary, summarize
 from clq.errors import UserError
 from clq.utils.memory import garbage_collection_paused
 
@@ -164,6 +165,36 @@ def load_content(dataset_name: str, findings: Findings | None = None) -> Content
     return content
 
 
+def summary_of(dataset_name: str, findings: Findings) -> Summary:
+    """Summarizes the usable content of a data set with a json. It is remembered until the json changes.
+
+    Of a data set that is not from ``DATASETS.COCO_JSON``, the annotations are not looked at and count as none.
+
+    Args:
+        dataset_name: name of the data set.
+        findings: receives what is found.
+
+    Raises:
+        UserError: as in :func:`load_content`.
+    """
+    path, options = os.path.abspath(require_files(dataset_name).json), _options(dataset_name)
+    summary = recall_summary(path, options, findings)
+    if summary is None:
+        if is_declared(dataset_name):
+            content = load_content(dataset_name, findings)
+        else:
+            content = Content([], check_images(read_coco_json(path, dataset_name), findings), None)
+        summary = summarize(content)
+        remember_summary(path, options, findings, summary)
+    return summary
+
+
+def _options(dataset_name: str) -> str:
+    """What the summary of a data set depends on besides its json."""
+    declared = _registered.get(dataset_name)
+    return "images" if declared is None else f"skip {declared.skip}, masks {declared.masks}"
+
+
 def _load_records(dataset_name: str) -> list[dict]:
     """Detectron2's records of a data set of ``DATASETS.COCO_JSON``."""
     content = load_content(dataset_name)
@@ -218,6 +249,8 @@ def class_names(dataset_name: str) -> list[str]:
 @functools.lru_cache(maxsize=64)  # a run needs them several times, and a file of COCO's size takes seconds to parse
 def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
     """Reads the class names; ``path`` and the time of modification (ns) identify the contents in the cache."""
+    if is_declared(dataset_name) and (known := recall_summary(path, _options(dataset_name), Findings(dataset_name))):
+        return tuple(known.classes)
     return tuple(c["name"] for c in read_categories(path, dataset_name))
 
 

@@ -1,9 +1,6 @@
 """The headers of all image files of a data set, read in parallel and remembered."""
 
-import hashlib
 import itertools
-import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +9,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from clq.data.images import ImageError, read_size
-from clq.errors import UserError
-from clq.utils.files import write_atomically
-
-logger = logging.getLogger(__name__)
+from clq.utils.cache import recall, remember
 
 _THREADS = 8  # they also wait for a slow file system together
 _CHUNK = 64  # files that a thread takes at once
 _SHOW_PROGRESS = 2000  # files
-_VERSION = 1  # of the files that remember
+_KIND, _VERSION = "headers", "2"  # of what is remembered
 
 
 class Header(NamedTuple):
@@ -40,7 +34,7 @@ def read_headers(folder: str, paths: Sequence[str], max_megapixels: float) -> li
     """Reads the headers of image files, except of those that it remembers and that have not changed since.
 
     A file is the same if its path, its size and its time of modification are. What is remembered is in
-    :func:`cache_folder`, in one file for each folder of images.
+    :func:`~clq.utils.cache.cache_folder`, in one file for each folder of images.
 
     Args:
         folder: folder of the data set, by which is remembered what has been read.
@@ -75,11 +69,6 @@ def read_headers(folder: str, paths: Sequence[str], max_megapixels: float) -> li
     return [known[i] for i in range(len(paths))]
 
 
-def cache_folder() -> str:
-    """The folder in which headers are remembered: ``clq`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clq", "headers")
-
-
 def _read_all(paths: list[str], max_megapixels: float) -> Iterable[tuple[int, int] | str]:
     def read(path: str) -> tuple[int, int] | str:
         try:
@@ -103,21 +92,9 @@ class _Cache:
 
     def __init__(self, folder: str):
         self._folder = os.path.abspath(folder)
-        digest = hashlib.sha256(self._folder.encode(errors="surrogateescape")).hexdigest()[:32]
-        self._path = os.path.join(cache_folder(), f"{digest}.json")
         self._changed = False
-        self._files: dict[str, list[int]] = {}
-        try:
-            with open(self._path, encoding="utf-8") as f:
-                content = json.load(f)
-            if content["version"] == _VERSION and content["folder"] == self._folder:
-                numbers = list(itertools.chain.from_iterable(content["files"].values()))
-                if {type(n) for n in numbers} <= {int} and {len(f) for f in content["files"].values()} <= {4}:
-                    self._files = content["files"]
-        except FileNotFoundError:
-            pass
-        except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError) as e:
-            logger.info("%s: cannot be used (%s); the headers of all images are read again", self._path, e)
+        known = recall(_KIND, self._folder, _VERSION)
+        self._files: dict[str, list[int]] = known if _are_numbers(known) else {}
 
     def get(self, path: str, stamp: tuple[int, int]) -> tuple[int, int] | None:
         """(width, height) of a file, unless it is new or its (time of modification, size) has changed."""
@@ -131,11 +108,13 @@ class _Cache:
         self._changed = True
 
     def save(self) -> None:
-        if not self._changed:
-            return
-        try:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            with write_atomically(self._path, "w") as f:
-                json.dump({"version": _VERSION, "folder": self._folder, "files": self._files}, f)
-        except (OSError, UserError, ValueError) as e:
-            logger.info("The headers of the images cannot be remembered: %s", e)
+        if self._changed:
+            remember(_KIND, self._folder, _VERSION, self._files)
+
+
+def _are_numbers(files: object) -> bool:
+    """Whether this is what was remembered: four integers for each file."""
+    if not isinstance(files, dict) or not all(isinstance(numbers, list) for numbers in files.values()):
+        return False
+    numbers = itertools.chain.from_iterable(files.values())
+    return {type(n) for n in numbers} <= {int} and {len(numbers) for numbers in files.values()} <= {4}
