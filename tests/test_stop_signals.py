@@ -57,7 +57,7 @@ def test_sigterm_to_all_processes_ends_after_a_step_with_a_checkpoint(train, tmp
         training.wait_for(lambda: "iter: " in training.output.read_text())
         assert len(training.processes()) == 3
         os.killpg(training.pid, signal.SIGTERM)
-        assert training.status() == 143
+        assert training.status() == 143, training.errors.read_text()
     assert training.lines() == [stopped(signal.SIGTERM, tmp_path)]
     assert "Traceback" not in training.errors.read_text()
 
