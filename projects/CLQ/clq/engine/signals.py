@@ -213,6 +213,8 @@ def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     others = {s for s in STOP_SIGNALS if s != signal.SIGINT}
     if hasattr(signal, "sigtimedwait"):  # not on macOS, where these end a worker
+        for signum in others:  # for threads of libraries that are older than the mask; what is blocked is not ignored
+            signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, others)
         parent = multiprocessing.parent_process()
         assert parent is not None  # a worker
