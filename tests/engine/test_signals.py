@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -111,3 +112,25 @@ def test_workers_of_a_killed_process_end_although_they_do_not_look_for_it(tmp_pa
         process.wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
         os.kill(process.pid, signal.SIGKILL)
         assert process.status() == -signal.SIGKILL
+
+
+def test_a_worker_with_a_thread_of_a_library_outlives_the_signals_of_others():
+    """A thread that is older than the mask of signals receives them."""
+
+    def work():
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        signals.start_worker(0)
+        ready.set()
+        time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    worker = fork.Process(target=work)
+    worker.start()
+    assert ready.wait(20)
+    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)  # the sender is not its parent
+    worker.join(0.5)
+    alive = worker.is_alive()
+    worker.kill()
+    worker.join()
+    assert alive
