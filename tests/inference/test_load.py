@@ -189,3 +189,14 @@ def test_the_example_of_a_lazy_config_builds_the_detector():
     exec(example.replace("import clq\n", ""), {"clq": clq}, names)
     assert isinstance(names["detector"], clq.CLQ)
     assert names["detector"].head.cls_logits.out_channels == 3
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_damaged_file_is_named(trained, tmp_path, name):
+    content = (trained / f"model_final{Path(name).suffix}").read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=rf"{name}: is damaged or not a checkpoint"):
+        clq.load(tmp_path / name)
+    save_safetensors({"x": torch.zeros(1)}, str(tmp_path / "b.safetensors"), {KEY: "{"})
+    with pytest.raises(UserError, match=r"b\.safetensors: what it says about its detector is damaged"):
+        clq.load(tmp_path / "b.safetensors")

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 import safetensors
-import torch
 from detectron2.config import CfgNode, get_cfg
 
-from clq.checkpoint.storage import SAFETENSORS
-from clq.errors import UserError
+from clq.checkpoint.storage import SAFETENSORS, DamagedFile, read_weights
+from clq.errors import UserError, reason_of
 
 KEY = "detector"  # of a checkpoint, and of the metadata of a safetensors file, where the value is json
 
@@ -46,22 +45,20 @@ def config_text(cfg: CfgNode) -> str:
 
 
 def read_info(path: str) -> DetectorInfo | None:
-    """What a file of weights says about its detector, without reading the weights; None if it says nothing.
+    """What a file of weights says about its detector; None if it says nothing.
 
     Raises:
-        UserError: the file cannot be read, or it holds something else in this place.
+        UserError: the file cannot be read or is damaged, or it holds something else in this place.
     """
+    if path.endswith(".pkl"):  # of Detectron2's model zoo
+        return None
     try:
         if path.endswith(SAFETENSORS):
             with safetensors.safe_open(path, framework="pt") as f:
                 return info_of(f.metadata() or {}, path)
-        if path.endswith(".pkl"):
-            return None
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        Exception
-    ):  # a damaged file, or one of another format, which the checkpointer names when it reads the weights
-        return None
+        content = read_weights(path, path)
+    except (DamagedFile, OSError, safetensors.SafetensorError) as e:
+        raise UserError(f"{path}: is damaged or not a checkpoint ({reason_of(e)}); give another file.") from e
     return info_of(content, path) if isinstance(content, Mapping) else None
 
 

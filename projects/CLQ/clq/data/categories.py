@@ -26,11 +26,6 @@ class Categories:
     names: tuple[str, ...]
 
 
-def numbered(num_classes: int) -> Categories:
-    """Categories whose names are unknown."""
-    return Categories(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
-
-
 def find_categories(cfg: CfgNode) -> Categories:
     """Finds the categories of a model's classes.
 
@@ -53,7 +48,7 @@ def find_categories(cfg: CfgNode) -> Categories:
     logger.warning(
         "Classes are numbered, because their names are unknown: %s", " ".join(reasons) or "DATASETS is empty."
     )
-    return numbered(num_classes)
+    return Categories(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
 
 
 def _category_ids(dataset_name: str, num_classes: int) -> tuple[int, ...]:

@@ -107,9 +107,9 @@ def _info(path: str) -> DetectorInfo | None:
 
 def _num_classes(config_file: str | None, opts: Sequence[object], number: int) -> list[object]:
     """Sets the number of classes where the config leaves it to a training set."""
-    group = num_classes_group(setup_cfg(config_file, opts))
-    unset = setup_cfg(config_file, opts).MODEL[group].NUM_CLASSES == -1
-    return [f"MODEL.{group}.NUM_CLASSES", number] if unset else []
+    cfg = setup_cfg(config_file, opts)
+    group = num_classes_group(cfg)
+    return [f"MODEL.{group}.NUM_CLASSES", number] if cfg.MODEL[group].NUM_CLASSES == -1 else []
 
 
 def _parse(text: str, source: str | None, opts: Sequence[object]) -> CfgNode:
