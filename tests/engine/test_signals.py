@@ -10,10 +10,12 @@ import time
 
 import clq  # noqa: F401  (first: it lets Detectron2 import)
 import pytest
+import torch
 from clq.engine import signals
-from clq.errors import Interrupted
+from clq.errors import STOP_SIGNALS, Interrupted
 from clq.utils.cli import run_cli
 from forked import Forked
+from torch.utils.data import DataLoader
 
 
 def status_of(main):
@@ -95,42 +97,68 @@ def test_the_innermost_of_two_contexts_changes_nothing():
         assert signal.getsignal(signal.SIGTERM) == outer
 
 
+class _Slow(torch.utils.data.Dataset):
+    """Items that take a minute. A worker that has started has written a file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        (self.folder / f"ready{i}").touch()
+        time.sleep(60)
+
+    def is_read_by_two(self):
+        return len(list(self.folder.glob("ready*"))) == 2
+
+
+def _start_slow_workers(data, init=None):
+    """Two workers in the middle of an item. What is returned keeps them."""
+    workers = iter(signals.shield_workers(DataLoader(data, num_workers=2, worker_init_fn=init)))
+    while not data.is_read_by_two():
+        time.sleep(0.01)
+    return workers
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_workers_of_a_killed_process_end_although_they_do_not_look_for_it(tmp_path):
-    def work(ready):
-        signals.start_worker(0)
-        ready.touch()
-        time.sleep(600)
+    data = _Slow(tmp_path)
 
     def load():
-        context = multiprocessing.get_context("fork")
-        for i in range(2):
-            context.Process(target=work, args=(tmp_path / f"ready{i}",), daemon=True).start()
+        workers = _start_slow_workers(data)
         time.sleep(600)
+        del workers
 
     with Forked(load, tmp_path) as process:
-        process.wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+        process.wait_for(data.is_read_by_two)
         os.kill(process.pid, signal.SIGKILL)
         assert process.status() == -signal.SIGKILL
 
 
-def test_a_worker_with_a_thread_of_a_library_outlives_the_signals_of_others():
-    """A thread that is older than the mask of signals receives them."""
+def test_workers_outlive_the_signals_of_others_and_end_with_their_process_although_they_are_stuck(tmp_path):
+    """A thread of a library receives signals that the others block, unless they are ignored."""
+    fork, kept = multiprocessing.get_context("fork"), []
 
-    def work():
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        signals.start_worker(0)
-        ready.set()
-        time.sleep(60)
+    def load(alive):
+        kept.append(_start_slow_workers(_Slow(tmp_path), init=_start_a_thread))
+        workers = multiprocessing.active_children()
+        for signum in STOP_SIGNALS:
+            subprocess.run(["kill", f"-{signum}", *(str(worker.pid) for worker in workers)], check=True)
+        time.sleep(0.5)
+        alive.value = sum(worker.is_alive() for worker in workers)
 
-    fork = multiprocessing.get_context("fork")
-    ready = fork.Event()
-    worker = fork.Process(target=work)
-    worker.start()
-    assert ready.wait(20)
-    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)  # the sender is not its parent
-    worker.join(0.5)
-    alive = worker.is_alive()
-    worker.kill()
-    worker.join()
-    assert alive
+    alive = fork.Value("i", 0)
+    process = fork.Process(target=load, args=(alive,))
+    process.start()
+    process.join(30)
+    try:
+        assert process.exitcode == 0  # and not None, for one that waits for its workers
+        assert alive.value == 2
+    finally:
+        process.kill()
+
+
+def _start_a_thread(worker_id):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()

@@ -8,6 +8,7 @@ loaders, to which a terminal or SLURM sends the same signals, go on until their 
 import contextlib
 import functools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -17,8 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
-
-from torch.utils.data import DataLoader
 
 from clq.engine import heartbeat
 from clq.errors import STOP_SIGNALS, Interrupted, ended_at_once, signal_name
@@ -186,48 +185,53 @@ def received() -> int:
 def shield_workers(loader: _Loader) -> _Loader:
     """Makes the workers of a data loader ignore the signals that a terminal or SLURM sends to all processes of a job.
 
-    They end when their own process tells them to, with SIGTERM or otherwise, and when it is gone.
+    They end when the data loader tells them to, and with their own process, however that ends.
 
     Args:
-        loader: torch's DataLoader, or one that keeps it as ``dataset``, as Detectron2's do. Its workers must not have
-            started.
+        loader: loader with a ``worker_init_fn``, as torch's DataLoader and
+            :class:`~clq.data.loader.TrainLoader` have it, or one that keeps it as ``dataset``, as Detectron2's do. Its
+            workers must not have started.
 
     Returns:
         The same loader.
     """
-    inner = loader
-    while not isinstance(inner, DataLoader):
-        inner = inner.dataset  # type: ignore[attr-defined]
+    inner: Any = loader
+    while not hasattr(inner, "worker_init_fn"):
+        inner = inner.dataset
     inner.worker_init_fn = functools.partial(_start_worker, inner.worker_init_fn)
+    _kill_workers_at_end_of(os.getpid())
     return loader
 
 
-def start_worker(worker_id: int) -> None:
-    """Prepares a worker of a data loader as :func:`shield_workers` does, for ``worker_init_fn``."""
-    _start_worker(None, worker_id)
+@functools.cache
+def _kill_workers_at_end_of(process: int) -> None:
+    """Registers :func:`_kill_workers` in this process, once. Finalizers, unlike atexit, also run in processes of it."""
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
 
 
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     if init is not None:
         init(worker_id)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    others = {s for s in STOP_SIGNALS if s != signal.SIGINT}
-    if hasattr(signal, "sigtimedwait"):  # not on macOS, where these end a worker
-        for signum in others:  # for threads of libraries that are older than the mask; what is blocked is not ignored
-            signal.signal(signum, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, others)
-        parent = multiprocessing.parent_process()
-        assert parent is not None  # a worker
-        threading.Thread(target=_end_for_parent, args=(others, parent.pid), daemon=True).start()
+    for signum in STOP_SIGNALS:  # not blocked: threads of libraries, older than the mask, would receive them
+        signal.signal(signum, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker
+    threading.Thread(target=_end_after_parent, args=(parent.pid,), daemon=True).start()
 
 
-def _end_for_parent(signals: set[int], parent: int) -> None:
-    """Ends this worker for a signal of its parent, and when that is gone: torch looks for it every 5 s only."""
+def _end_after_parent(parent: int) -> None:
+    """Ends this worker when its process is gone: torch looks for it every 5 s only."""
     while os.getppid() == parent:
-        received = signal.sigtimedwait(signals, _SECONDS_OF_ORPHANS)
-        if received is not None and received.si_pid == parent:
-            break
+        time.sleep(_SECONDS_OF_ORPHANS)
     os._exit(0)
+
+
+def _kill_workers() -> None:
+    """Ends the workers that are left when their process ends: multiprocessing would send SIGTERM and wait forever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report a killed worker as an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _reset_in_child() -> None:

@@ -224,9 +224,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """A loader that a resumed training continues, with the augmentations of ``INPUT`` and ``INPUT.AUG``."""
-        loader = build_train_loader(cfg, build_train_mapper(cfg))
-        loader.worker_init_fn = signals.start_worker
-        return loader
+        return signals.shield_workers(build_train_loader(cfg, build_train_mapper(cfg)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
