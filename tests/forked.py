@@ -1,5 +1,6 @@
 """Processes for tests of signals. They are forked from the tests' own, so that nothing has to be imported again."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -50,6 +51,7 @@ class Forked:
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stderr.fileno(), 2)
         forkserver._forkserver.__init__()  # that of the tests is not a child of this process
+        multiprocessing.process._children.clear()  # nor are workers that other tests have left
         torch.set_num_threads(1)  # pools of threads do not survive a fork
         cv2.setNumThreads(0)
 

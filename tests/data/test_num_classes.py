@@ -21,7 +21,7 @@ def test_number_of_classes_comes_from_the_training_set(make):
 
 def test_an_explicit_number_is_used_if_the_training_set_cannot_be_read():
     assert resolve_num_classes(config((), 4)) == 4
-    assert resolve_num_classes(config(("elsewhere",), 4)) == 4
+    assert resolve_num_classes(config(("declared_nowhere",), 4)) == 4
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_an_explicit_number_is_used_if_the_training_set_cannot_be_read():
     [
         (("coco_2017_train",), 79, "NUM_CLASSES is 79 but data set coco_2017_train has 80 classes; set it to -1 or 80"),
         ((), -1, "NUM_CLASSES is -1 and DATASETS.TRAIN is empty; set either"),
-        (("elsewhere",), -1, "NUM_CLASSES is -1, .*no data set elsewhere"),
+        (("declared_nowhere",), -1, "NUM_CLASSES is -1, .*no data set declared_nowhere"),
         ((), 0, "NUM_CLASSES 0: must be at least 1, or -1"),
     ],
 )
