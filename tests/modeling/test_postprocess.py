@@ -27,7 +27,7 @@ def iou(a, b):
 
 
 def slow(predictions, boxes, *, rule, thresh, topk, nms, max_detections, locations=False):
-    """The detections as a list of (final score, box, class, class score, quality), best first."""
+    """The detections as a list of (final score, box, class, class score, quality, level, location), best first."""
     found = []
     for level, logits in enumerate(predictions.cls_logits):
         here = []
@@ -37,19 +37,19 @@ def slow(predictions, boxes, *, rule, thresh, topk, nms, max_detections, locatio
                 final = sigmoid(logit) ** rule.cls_alpha * quality**rule.alpha
                 trained = final if rule.joint else sigmoid(logit)
                 if trained > thresh:
-                    here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality, r))
+                    here.append((trained, final, boxes[level][r], k, sigmoid(logit), quality, level, r))
         here.sort(key=lambda x: -x[0])
         if locations:  # all pairs of the topk locations with the best scores
             chosen = list(dict.fromkeys(x[-1] for x in here))[:topk]
-            found += [x[:-1] for x in here if x[-1] in chosen]
+            found += [x for x in here if x[-1] in chosen]
         else:
-            found += [x[:-1] for x in here[:topk]]
+            found += here[:topk]
     clipped = []
-    for _, final, (x1, y1, x2, y2), k, cls, quality in found:
+    for _, final, (x1, y1, x2, y2), k, *rest in found:
         x1, x2 = (min(max(x, 0), SIZE[1]) for x in (x1, x2))
         y1, y2 = (min(max(y, 0), SIZE[0]) for y in (y1, y2))
         if (x2 > x1 and y2 > y1) or locations:
-            clipped.append((final, (x1, y1, x2, y2), k, cls, quality))
+            clipped.append((final, (x1, y1, x2, y2), k, *rest))
     kept = []
     for d in sorted(clipped, key=lambda x: -x[0]):
         if all(d[2] != other[2] or iou(d[1], other[1]) <= nms for other in kept):
@@ -96,14 +96,16 @@ def test_equals_the_slow_form(coder, rule, thresh, topk, nms, max_detections, lo
     found = selector.select(selector.candidates(predictions, anchors, STRIDES, SIZE))
     assert len(found) == len(expected) > 0
     assert found.image_size == SIZE
-    scores, boxes, classes, cls_scores, quality = (tensor(x) for x in zip(*expected, strict=True))
+    scores, boxes, classes, cls_scores, quality, levels, places = (tensor(x) for x in zip(*expected, strict=True))
     assert found.pred_classes.tolist() == classes.tolist()
     torch.testing.assert_close(found.scores, scores)
     torch.testing.assert_close(found.pred_boxes.tensor, boxes, atol=1e-3, rtol=0)
+    assert found.levels.tolist() == levels.tolist() and found.locations.tolist() == places.tolist()
+    fields = {"pred_boxes", "scores", "pred_classes", "levels", "locations"}
     if rule is NONE:
-        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+        assert set(found.get_fields()) == fields
     else:
-        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "cls_scores", "pred_quality"}
+        assert set(found.get_fields()) == {*fields, "cls_scores", "pred_quality"}
         torch.testing.assert_close(found.cls_scores, cls_scores)
         torch.testing.assert_close(found.pred_quality, quality)
 

@@ -55,11 +55,12 @@ class DetectionSelector:
 
         Returns:
             :class:`Instances` with ``pred_boxes`` (which may extend beyond the image), ``scores`` (final),
-            ``pred_classes`` and, where there is a quality branch, ``cls_scores`` and ``pred_quality``.
+            ``pred_classes``, ``levels`` (index of the FPN level), ``locations`` (index within the level) and, where
+            there is a quality branch, ``cls_scores`` and ``pred_quality``.
         """
         quality_logits: Sequence[Tensor | None] = predictions.quality_logits or [None] * len(anchors)
         levels = zip(predictions.cls_logits, predictions.box_pred, quality_logits, anchors, strides, strict=True)
-        return Instances.cat([self._of_level(*level, image_size=image_size) for level in levels])
+        return Instances.cat([self._of_level(i, *level, image_size=image_size) for i, level in enumerate(levels)])
 
     def select(self, candidates: Instances) -> Instances:
         """Clips the candidates of an image to it, in place, and returns those that class-wise NMS keeps, best first."""
@@ -72,6 +73,7 @@ class DetectionSelector:
 
     def _of_level(
         self,
+        level: int,
         cls_logits: Tensor,
         box_pred: Tensor,
         quality_logits: Tensor | None,
@@ -96,6 +98,7 @@ class DetectionSelector:
         out.pred_boxes = Boxes(self.coder.decode(box_pred[location], anchors[location], float(stride)))
         out.scores = self.score.final(logits, quality).log_p.squeeze(-1).exp()
         out.pred_classes = label
+        out.levels, out.locations = torch.full_like(location, level), location
         if quality is not None:
             out.cls_scores = logits.squeeze(-1).float().sigmoid()
             out.pred_quality = quality.squeeze(-1).float().sigmoid()

@@ -48,8 +48,9 @@ class CLQ(DenseDetector):
     In training it returns a dict of scalar losses: ``loss_cls`` and ``loss_box``, and, where the variant has them,
     ``loss_dfl`` (distribution coding), ``loss_quality`` (quality branch) and ``loss_box_coarse`` (VFNet). In inference
     it returns a list of dicts, one for each image, whose ``instances`` have ``pred_boxes``, ``scores`` (final),
-    ``pred_classes`` and, where there is a quality branch, ``cls_scores`` and ``pred_quality``. Detections are sorted by
-    score.
+    ``pred_classes``, ``levels`` and ``locations`` (where they were predicted: the index of the FPN level, and the index
+    within it, row-major) and, where there is a quality branch, ``cls_scores`` and ``pred_quality``. Detections are
+    sorted by score.
 
     Example::
 
