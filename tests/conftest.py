@@ -14,7 +14,6 @@ import fuzzing
 import numpy as np
 import pytest
 import yaml
-from clq.engine.launch import argument_parser, launch_cli
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
 from PIL import Image
@@ -134,8 +133,6 @@ def run_script(path, *argv):
     """Runs a script's main in this process, as its command line does, and returns the exit status."""
     main, argv = load_script(path).main, list(map(str, argv))
     with own_logging(), pytest.raises(SystemExit) as exited:
-        if path == "train_net.py":
-            launch_cli(main, argument_parser().parse_args(argv))
         run_cli(main, argv)
     return exited.value.code
 

@@ -58,7 +58,7 @@ def test_detectron2_compiled_for_another_torch(tmp_path, monkeypatch, capsys):
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2/__init__.py").write_text("from . import _C\n")
     (tmp_path / "detectron2/_C.py").write_text("raise ImportError('undefined symbol: _ZN2at')\n")
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     report = capsys.readouterr().out
     for name in ("detectron2", "detectron2 ops"):
         found, fix = line(report, name)

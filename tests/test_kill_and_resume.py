@@ -71,10 +71,10 @@ def test_trainings_that_are_killed_end_as_they_would_have(script, capfd):
 def test_a_stalled_training_is_ended_and_its_stack_written(script, tmp_path, monkeypatch):
     tool = script("tools/kill_and_resume.py")
 
-    def stall(main, args):
+    def stall(main, argv):
         time.sleep(600)
 
-    monkeypatch.setattr(tool, "launch_cli", stall)
+    monkeypatch.setattr(tool, "run_cli", stall)
     status = tool.train(tmp_path / "output", ["configs/CLQ/clq_R_50_FPN_1x.yaml"], limit=2)
     assert tool.failure(tmp_path / "output", status).startswith("stalled, see the stacks")
     assert re.search(

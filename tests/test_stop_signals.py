@@ -6,30 +6,26 @@ import re
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from clq.engine.launch import argument_parser, launch_cli
+from clq.commands.train import main
 from clq.engine.step import TrainingStep
+from clq.utils.cli import run_cli
 from forked import SMALL, Forked
 from torch.distributed.launcher.api import LaunchConfig
 
-ROOT = Path(__file__).parents[1]
 ENDLESS = ["SOLVER.MAX_ITER", 100000]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 @pytest.fixture
 def train(tiny, monkeypatch):
-    """``train(folder, *words)`` runs train_net.py and raises SystemExit."""
-    monkeypatch.syspath_prepend(ROOT)
+    """``train(folder, *words)`` runs `clq train` and raises SystemExit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    import train_net
-
     def run(folder, *words):
         argv = ["--config-file", tiny, *words, *SMALL, "OUTPUT_DIR", folder / "output", "DATASETS.TEST", "[]"]
-        launch_cli(train_net.main, argument_parser().parse_args(list(map(str, argv))))
+        run_cli(main, list(map(str, argv)))
 
     return run
 

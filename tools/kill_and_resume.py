@@ -20,7 +20,6 @@ import gc
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import sys
@@ -35,7 +34,7 @@ import torch
 import torch.utils.cpp_extension  # this and the next: or each training would import them
 import torch.utils.tensorboard
 from clq.checkpoint.comparison import compare
-from clq.engine.launch import argument_parser, launch_cli
+from clq.commands.train import main as train_main
 from clq.utils.cli import positive, run_cli
 from PIL import Image
 
@@ -162,7 +161,7 @@ def _train_here(output: Path, opts: list[str]) -> None:
         cv2.setNumThreads(0)
         config, *overrides = opts
         argv = ["--resume", "--config-file", str(ROOT / config), *COMMON, *overrides, "OUTPUT_DIR", str(output)]
-        launch_cli(runpy.run_path(str(ROOT / "train_net.py"))["main"], argument_parser().parse_args(argv))
+        run_cli(train_main, argv)
     except SystemExit as e:
         sys.stdout.flush()
         os._exit(e.code)

@@ -117,9 +117,9 @@ def test_the_tool_prints_how_to_evaluate_at_both_sizes(tmp_path, run, capsys):
     assert f"{CLASSES} classes" in summary
     assert remark.startswith("#")
     for config, command in zip(CONFIGS, commands, strict=True):
-        python, script, *words = shlex.split(command)
+        program, name, *words = shlex.split(command)
         args = default_argument_parser().parse_args(words)
-        assert (python, script, args.eval_only, args.config_file) == ("python", "train_net.py", True, config)
+        assert (program, name, args.config_file) == ("clq", "eval", config)
     opts = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     model = built(config, opts)
     Checkpointer(model, strict=True).load(opts["MODEL.WEIGHTS"])

@@ -32,14 +32,14 @@ def refused(*words, device="cuda"):
         raise AssertionError("nothing may run")
 
     with pytest.raises(UserError) as e:
-        launch._launch(main, arguments(*words, device=device))
+        launch.launch(main, arguments(*words, device=device))
     (line,) = str(e.value).splitlines()
     return line
 
 
 def test_one_process_runs_here():
     for words in ((), ("--num-gpus", 1), ("--num-gpus", 0), ("--num-processes", 1)):
-        assert launch._launch(lambda args: 7, arguments(*words)) == 7
+        assert launch.launch(lambda args: 7, arguments(*words)) == 7
 
 
 def test_combinations_that_do_not_go_together():
@@ -84,11 +84,11 @@ def test_torchrun_chooses_the_processes(torchrun):
     assert "2 processes on this machine, which has 1 GPU(s): start fewer" in refused()
     # The other rank of this machine leaves the line to the first.
     torchrun.setenv("LOCAL_RANK", "1")
-    assert launch._launch(lambda args: 0, arguments()) == 2
+    assert launch.launch(lambda args: 0, arguments()) == 2
 
 
 def test_an_incomplete_environment(torchrun):
     torchrun.delenv("LOCAL_RANK")
     assert "RANK and WORLD_SIZE are set, as by torchrun, but not LOCAL_RANK" in refused()
     torchrun.delenv("RANK")  # WORLD_SIZE alone is set in many environments
-    assert launch._launch(lambda args: 7, arguments(device="cpu")) == 7
+    assert launch.launch(lambda args: 7, arguments(device="cpu")) == 7

@@ -9,7 +9,7 @@ from clq.errors import UserError
 from clq.experiments import runs
 from clq.experiments.runs import Run, loss_curves, train_all, visible_gpus
 
-# In place of train_net.py: records how it was called and exits with the status that SEED gives.
+# In place of `clq train`: records how it was called and exits with the status that SEED gives.
 SCRIPT = """
 import json, os, sys
 json.dump([sys.argv[1:], os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES")], sys.stdout)
@@ -18,9 +18,9 @@ sys.exit(int(sys.argv[sys.argv.index("SEED") + 1]))
 
 
 def test_each_run_trains_in_a_separate_process(tiny, tmp_path, monkeypatch, capsys):
-    script = tmp_path / "train_net.py"
+    script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    monkeypatch.setattr(runs, "TRAIN_NET", script)
+    monkeypatch.setattr(runs, "TRAIN", (str(script),))
     monkeypatch.setattr(runs, "visible_gpus", lambda: ["GPU-a"])
     good, failing = (Run(tiny, ("SEED", str(seed)), tmp_path / f"seed_{seed}") for seed in (0, 1))
     assert train_all([good, failing], jobs=2) == [failing]

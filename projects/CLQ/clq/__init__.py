@@ -4,54 +4,23 @@ Importing this package registers the meta-architectures ``CLQ`` and ``FCOS`` and
 Detectron2. It may be imported before or after Detectron2.
 """
 
-import sys
-import warnings
+import importlib
+from typing import TYPE_CHECKING
 
 from clq.utils import early_signals
 
+__version__ = "0.1.0"  # pyproject.toml reads it here, without importing anything
+
 early_signals.install()  # before the imports that take seconds
 
-# `python -m clq.doctor` has to work in environments where the modules below cannot be imported.
-if "clq.doctor" not in sys.orig_argv:
-    with warnings.catch_warnings():
-        # Detectron2 scripts two functions when it is imported. Users can do nothing about this warning.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-        from clq import compat  # first, because it makes Detectron2 importable
-        from clq.checkpoint.mmdet_names import convert_mmdet
-        from clq.config import add_clq_config, finish_configs_with, limit_json, setup_cfg
-        from clq.data.datasets import register_declared
-        from clq.errors import UserError
-        from clq.inference.load import load
-        from clq.modeling.assign.atss import match_atss
-        from clq.modeling.backbone.dense_fpn import build_dense_resnet_fpn_backbone
-        from clq.modeling.backbone.shufflenet_pan import build_shufflenet_pan_backbone
-        from clq.modeling.box_coding import DeltaCoder, DistributionCoder
-        from clq.modeling.losses import distribution_focal_loss, quality_focal_loss
-        from clq.modeling.meta_arch.clq import CLQ
-        from clq.modeling.meta_arch.fcos import FCOS
-        from clq.modeling.scoring import joint_score
-        from clq.modeling.structures import LogScore
+if TYPE_CHECKING or not early_signals.is_clq_command():
+    from clq.library import *
+    from clq.library import __all__ as __all__
+else:  # `clq --help` is to be instant, and `clq doctor` has to work where the library cannot be imported
 
-        compat.restore_numpy_names()
-        finish_configs_with(limit_json)
-        finish_configs_with(register_declared)
-
-__all__ = [
-    "CLQ",
-    "FCOS",
-    "DeltaCoder",
-    "DistributionCoder",
-    "LogScore",
-    "UserError",
-    "add_clq_config",
-    "build_dense_resnet_fpn_backbone",
-    "build_shufflenet_pan_backbone",
-    "configs",
-    "convert_mmdet",
-    "distribution_focal_loss",
-    "joint_score",
-    "load",
-    "match_atss",
-    "quality_focal_loss",
-    "setup_cfg",
-]
+    def __getattr__(name: str) -> object:
+        if not name.startswith("_"):
+            library = importlib.import_module("clq.library")
+            if name in library.__all__:
+                return getattr(library, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

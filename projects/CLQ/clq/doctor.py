@@ -1,9 +1,10 @@
-"""Reports what is installed, whether it works, and how to fix what does not: ``python -m clq.doctor``.
+"""Reports what is installed, whether it works, and how to fix what does not: ``clq doctor``, ``python -m clq.doctor``.
 
 Nothing but the standard library is imported at module level, here and in what this imports, because this module has to
 work in broken environments.
 """
 
+import argparse
 import contextlib
 import importlib
 import importlib.machinery
@@ -13,7 +14,7 @@ import io
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -76,7 +77,7 @@ def diagnose() -> list[Check]:
             checks.append(run_check(f"deform_conv2d, {device}", partial(try_deform_conv, device), torchvision_fix()))
     if not broken - {"detectron2 ops"}:
         attempt = partial(find_package, "clq-detectron2", "clq.modeling.meta_arch.clq")
-        checks.append(run_check("clq", attempt, "install the project from its root: pip install --no-deps -e ."))
+        checks.append(run_check("clq", attempt, "install the project again, with pip install --no-deps"))
     return checks
 
 
@@ -236,8 +237,9 @@ def report(checks: list[Check]) -> str:
     return "\n".join([*lines, f"Broken: {'; '.join(broken)}." if broken else "Everything that CLQ needs works."])
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report and returns the exit status: 1 if something is broken, else 0."""
+    argparse.ArgumentParser(description="Report what is installed, whether it works, and how to fix it.").parse_args(argv)
     # The report describes the problems more clearly than what the imported packages print.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

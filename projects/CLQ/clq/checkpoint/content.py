@@ -34,7 +34,7 @@ def checkpoint_of(content: object, filename: str, source: str) -> dict[str, Any]
     if not isinstance(weights, dict) or not all(isinstance(w, (Tensor, np.ndarray)) for w in weights.values()):
         raise UserError(
             f"{source}: holds no weights of Detectron2 or torchvision; convert those of MMDetection with "
-            "tools/convert_weights.py or clq.convert_mmdet."
+            "`clq convert` or clq.convert_mmdet."
         )
     if not weights:
         raise UserError(f"{source}: holds no weights; give a state_dict saved by torch.save as MODEL.WEIGHTS.")

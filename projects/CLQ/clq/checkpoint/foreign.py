@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from clq import configs
 from clq.checkpoint.content import fault_of
 from clq.checkpoint.storage import DamagedFile, ForbiddenObjects, read_weights
 from clq.config import setup_cfg
@@ -20,7 +20,6 @@ from clq.utils.config_tree import get_key
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[4]
 _FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64  # only the counters of batches have these
 # The most names, and the most characters of a value, in an error message, which is one readable line.
@@ -46,7 +45,7 @@ class Converted(NamedTuple):
 
     Attributes:
         weights: weights of a whole :class:`~clq.modeling.meta_arch.clq.CLQ`, by name.
-        configs: path of the variant's config, relative to the repository; several paths if the weights fit several
+        configs: name of the variant's config, ``configs/...``; several names if the weights fit several
             configs.
         keys: config keys in which the detector differs from these configs, with its values.
     """
@@ -150,10 +149,10 @@ def config_with(config: str, keys: Mapping[str, object]) -> CfgNode:
     """Loads a config of this project.
 
     Args:
-        config: path of the config, relative to the repository.
+        config: name of the config, ``configs/...``.
         keys: config keys to set, with their values.
     """
-    return setup_cfg(str(ROOT / config), ["MODEL.DEVICE", "cpu", *(word for pair in keys.items() for word in pair)])
+    return setup_cfg(configs.path(config), ["MODEL.DEVICE", "cpu", *(word for pair in keys.items() for word in pair)])
 
 
 def differing(cfg: Mapping, keys: Mapping[str, object]) -> dict[str, object]:
@@ -166,7 +165,7 @@ def check_complete(path: str, config: str, keys: Mapping[str, object], weights: 
 
     Args:
         path: path of the checkpoint, for error messages.
-        config: path of the config, relative to the repository.
+        config: name of the config, ``configs/...``.
         keys: config keys to set, with their values.
         weights: converted weights, by name.
 

@@ -61,10 +61,11 @@ def launch_cli(main: Callable, args: argparse.Namespace) -> NoReturn:
         main: called as ``main(args)`` in each process.
         args: of :func:`argument_parser`.
     """
-    run_cli(_launch, main, args)
+    run_cli(launch, main, args)
 
 
-def _launch(main: Callable, args: argparse.Namespace) -> int | None:
+def launch(main: Callable, args: argparse.Namespace) -> int | None:
+    """:func:`launch_cli` without the exit: returns the exit status, and raises what :func:`run_cli` reports."""
     if started_by_torchrun():
         return _run_rank(main, args)
     machines = 1 if args.num_machines is None else args.num_machines

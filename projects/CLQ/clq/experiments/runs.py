@@ -16,7 +16,7 @@ from clq.config import setup_cfg
 from clq.errors import UserError
 from clq.utils.files import read_json
 
-TRAIN_NET = Path(__file__).parents[4] / "train_net.py"
+TRAIN = "-m", "clq", "train"  # arguments of Python
 SETTINGS, DONE = "settings.json", "done"  # files in the folder of a run
 
 
@@ -70,7 +70,7 @@ class Run:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         argv = ["--config-file", self.config_file, "--resume", *self.opts, "OUTPUT_DIR", str(self.folder)]
         with open(self.folder / "stdout.txt", "w") as log:
-            process = subprocess.run([sys.executable, str(TRAIN_NET), *argv], env=environment, stdout=log, stderr=log)
+            process = subprocess.run([sys.executable, *TRAIN, *argv], env=environment, stdout=log, stderr=log)
         if process.returncode == 0:
             (self.folder / DONE).touch()
         return process.returncode == 0

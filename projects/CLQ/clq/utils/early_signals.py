@@ -13,7 +13,6 @@ from typing import Any
 
 from clq.errors import STOP_SIGNALS, ended_at_once
 
-_ROOT = Path(__file__).resolve().parents[4]  # of the repository, which has train_net.py and tools/
 _before: dict[int, Any] = {}
 
 
@@ -36,15 +35,32 @@ def restore() -> None:
         signal.signal(*_before.popitem())
 
 
+def is_clq_command() -> bool:
+    """Whether this process has started as ``clq``, ``python -m clq`` or ``python -m clq.doctor``.
+
+    That no longer holds once the name of the command is known: ``sys.argv[0]`` is then, for example, ``clq train``.
+    """
+    return _module() in ("clq", "clq.doctor") or Path(sys.argv[0]).stem == "clq"
+
+
 def _is_command() -> bool:
-    """Whether this process runs train_net.py, demo.py or a script of tools/, or ``python -m clq.…``."""
-    if sys.argv[0] == "-m":
-        return any(pair[0] == "-m" and pair[1].startswith("clq.") for pair in itertools.pairwise(sys.orig_argv))
-    return sys.argv[0].endswith(".py") and Path(sys.argv[0]).resolve().parent in (_ROOT, _ROOT / "tools")
+    """Whether this process runs ``clq``, ``python -m clq.…``, or train_net.py, demo.py or a tool of a checkout."""
+    if is_clq_command() or _module().startswith("clq."):
+        return True
+    script = Path(sys.argv[0]).resolve()
+    checkout = script.parents[1] if script.parent.name == "tools" else script.parent
+    return script.suffix == ".py" and checkout / "projects/CLQ/clq" == Path(__file__).resolve().parents[1]
+
+
+def _module() -> str:
+    """Name of the module that ``python -m`` is about to run; empty if this process has started in another way."""
+    if sys.argv[0] != "-m":
+        return ""
+    return next((name for option, name in itertools.pairwise(sys.orig_argv) if option == "-m"), "")
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports it
-        command = "clq" if sys.argv[0] == "-m" else sys.argv[0]
+        command = "clq" if is_clq_command() or sys.argv[0] == "-m" else sys.argv[0]
         os.write(2, f"{command}: {ended_at_once(signum)}\n".encode())
     os._exit(128 + signum)
