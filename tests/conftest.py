@@ -149,6 +149,20 @@ def run():
     return run_script
 
 
+@pytest.fixture
+def run_clq(monkeypatch):
+    """Runs the command ``clq`` in this process: ``run_clq("train", "--config-file", ...)`` -> exit status."""
+    from clq.commands.main import main
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", sys.argv)  # which the command replaces
+        with own_logging(), pytest.raises(SystemExit) as exited:
+            main(list(map(str, argv)))
+        return exited.value.code
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def trained(tiny, run, tmp_path_factory):
     """Output folder of a short training on the generated pictures; only read."""

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 def train(tiny, monkeypatch):
     """``train(folder, *words)`` runs `clq train` and raises SystemExit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
     def run(folder, *words):
         argv = ["--config-file", tiny, *words, *SMALL, "OUTPUT_DIR", folder / "output", "DATASETS.TEST", "[]"]
         run_cli(main, list(map(str, argv)))

@@ -14,7 +14,7 @@ __version__ = "0.1.0"  # pyproject.toml reads it here, without importing anythin
 early_signals.install()  # before the imports that take seconds
 
 if TYPE_CHECKING or not early_signals.is_clq_command():
-    from clq.library import *
+    from clq.library import *  # noqa: F403
     from clq.library import __all__ as __all__
 else:  # `clq --help` is to be instant, and `clq doctor` has to work where the library cannot be imported
 

@@ -53,7 +53,7 @@ def apply() -> None:
     """
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(
-            "Detectron2 is not installed: run `make .venv`, or see docs/install.md for installing it beside your own torch."
+            "Detectron2 is not installed: run `make .venv`, or build it from its repository for your torch."
         )
     if not hasattr(PIL.Image, "LINEAR"):  # Pillow 10 removed it, but Detectron2 0.6 has it as a default argument
         PIL.Image.LINEAR = PIL.Image.BILINEAR  # type: ignore[attr-defined]

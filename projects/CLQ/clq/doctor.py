@@ -239,7 +239,9 @@ def report(checks: list[Check]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report and returns the exit status: 1 if something is broken, else 0."""
-    argparse.ArgumentParser(description="Report what is installed, whether it works, and how to fix it.").parse_args(argv)
+    argparse.ArgumentParser(description="Report what is installed, whether it works, and how to fix it.").parse_args(
+        argv
+    )
     # The report describes the problems more clearly than what the imported packages print.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

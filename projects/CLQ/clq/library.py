@@ -28,8 +28,7 @@ __all__ = [
 with warnings.catch_warnings():
     # Detectron2 scripts two functions when it is imported. Users can do nothing about this warning.
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-    from clq import compat  # first, because it makes Detectron2 importable
-    from clq import configs
+    from clq import compat, configs  # first, because compat makes Detectron2 importable
     from clq.checkpoint.mmdet_names import convert_mmdet
     from clq.config import add_clq_config, finish_configs_with, limit_json, setup_cfg
     from clq.data.datasets import register_declared

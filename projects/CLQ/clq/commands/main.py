@@ -52,7 +52,9 @@ def usage() -> str:
     """The text of ``clq --help``."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
-    return f"usage: clq COMMAND ...\n       clq --version\n\n{commands}\n\n`clq COMMAND --help` describes the arguments."
+    return (
+        f"usage: clq COMMAND ...\n       clq --version\n\n{commands}\n\n`clq COMMAND --help` describes the arguments."
+    )
 
 
 def _refuse(name: str) -> NoReturn:

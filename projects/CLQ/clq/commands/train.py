@@ -11,6 +11,7 @@
 import argparse
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     elif (cfg := _setup(args)) is None:
         return
     elif args.eval_only:
-        model = Trainer.build_model(cfg)
+        model: Any = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True, max_gib=cfg.MODEL.MAX_WEIGHTS_GIB)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)

@@ -52,10 +52,12 @@ class _ShortTrainer(Trainer):
     """Trains for two iterations of the schedule of the whole training, and evaluates on a few images.
 
     Attributes:
+        seconds: seconds of the last iteration, with the time that it has waited for images.
         evaluations: estimated seconds of each evaluation of all images: of the model, of its moving average if there
             is one, and with test-time augmentation if that is on.
     """
 
+    seconds = 0.0
     evaluations: list[float]
     _loaders: list[_FirstImages]
 
@@ -65,13 +67,17 @@ class _ShortTrainer(Trainer):
         type(self).evaluations, type(self)._loaders = [], []
 
     def run_step(self) -> None:
+        start = time.perf_counter()
         try:
             super().run_step()
+            if self.cfg.MODEL.DEVICE.startswith("cuda"):
+                torch.cuda.synchronize()
         except torch.OutOfMemoryError as e:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {self.cfg.SOLVER.IMS_PER_BATCH}: the memory of the GPU is too small; lower it, "
                 "or raise SOLVER.ACCUMULATE."
             ) from e
+        self.seconds = time.perf_counter() - start
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Sized:
@@ -108,8 +114,7 @@ def dry_run(cfg: CfgNode) -> None:
     if not comm.is_main_process():
         return
     checkpoint = _read_back(trainer)
-    (seconds, _), *_ = reversed(trainer.storage.history("time").values())  # of the last iteration
-    for line in _report(cfg, seconds, trainer.evaluations, trainer.cfg.SOLVER.MAX_ITER):
+    for line in _report(cfg, trainer.seconds, trainer.evaluations, trainer.cfg.SOLVER.MAX_ITER):
         print(line)
     print(f"checkpoint  {os.path.getsize(checkpoint) / 2**20:.0f} MiB, written and read back")
 
@@ -121,12 +126,12 @@ def _read_back(trainer: Trainer) -> str:
         UserError: it does not hold the weights of the training.
     """
     path = checkpoint_to_resume(trainer.cfg.OUTPUT_DIR)
+    assert path is not None
     weights = {name: value.clone() for name, value in trainer.checkpointer.model.state_dict().items()}
     trainer.checkpointer.load(path)
     for name, value in trainer.checkpointer.model.state_dict().items():
         if not torch.equal(value, weights[name]):
             raise UserError(f"{path}: {name} is not read as it was written; check the disk of this folder.")
-    assert path is not None
     return path
 
 
