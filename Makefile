@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := configs/sample/clq_sample.yaml
 OUT := output/sample
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint doctor config-docs requirements fuzz soak licenses sbom compat
+.PHONY: help .venv demo test lint wheel doctor config-docs requirements fuzz soak licenses sbom compat
 # Minutes for each property of a reader of files, Pythons to test on, and the tests to run on them.
 FUZZ_MINUTES ?= 5
 PYTHONS ?= 3.10 3.11 3.12 3.13
@@ -43,6 +43,9 @@ lint: .venv/installed  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+wheel: .venv/installed  ## build the wheel, install it outside of this folder and use it there
+	@PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
 config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
 	@$(BIN)/python tools/config_reference.py

@@ -1,9 +1,11 @@
 """``clq train`` and ``clq eval``; tests/test_train_net.py has whole trainings, through the same code."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from clq.engine import dry_run
 from clq.engine.step import TrainingStep
 from clq.engine.trainer import Trainer
@@ -26,6 +28,15 @@ def test_eval_finds_what_the_training_found(tiny, trained, run_clq, tmp_path):
     results = "inference/shapes_val/coco_instances_results.json"
     assert (tmp_path / results).read_text() == (trained / results).read_text()
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_config_of_the_project_is_found_by_its_name(tiny, run_clq, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    declared = yaml.safe_load(Path(tiny).read_text())["DATASETS"]["COCO_JSON"]
+    opts = ["DATASETS.COCO_JSON", declared, "DATASETS.TRAIN", "['shapes_train']", "SOLVER.IMS_PER_BATCH", 2]
+    opts += ["MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", (64,), *SHORT]
+    assert run_clq("train", "--config-file", "CLQ/clq_lite_320", *opts) == 0
+    assert (tmp_path / "output/model_final.pth").is_file()
 
 
 def dry(lines, name):

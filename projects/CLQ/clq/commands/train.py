@@ -9,6 +9,7 @@
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import clq
+from clq import configs
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.folder import refuse_overwriting
 from clq.data.checks import check_datasets
@@ -51,6 +53,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dry_run and (args.resume or args.eval_only):
         raise UserError("--dry-run: tries a new training; leave --resume and --eval-only out.")
+    if args.config_file and not os.path.isfile(args.config_file):
+        args.config_file = configs.path(args.config_file)  # Detectron2's default_setup opens it
     return args
 
 
