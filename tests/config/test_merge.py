@@ -1,5 +1,7 @@
 """What wins over what in a config, and each mistake in one line that names what is at fault."""
 
+from pathlib import Path
+
 import clq
 import pytest
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -66,6 +68,23 @@ def test_a_broken_file_is_refused(write, content, message, refusal):
     write(own=content)
     said = refusal("own.yaml")
     assert said.startswith("own.yaml: ") and message in said
+
+
+@pytest.mark.parametrize("base", ["CLQ/clq_lite_320", "configs/CLQ/clq_lite_320.yaml", "[own.yaml, CLQ/clq_lite_320]"])
+def test_a_base_may_be_the_name_of_a_config_of_the_project(base, write):
+    write(named=f"_BASE_: {base}\nMODEL: {{CLQ: {{TOPK: 7}}}}", own="MODEL: {CLQ: {NUM_CONVS: 9}}\nVERSION: 2")
+    cfg = clq.setup_cfg("named.yaml")
+    expected = clq.setup_cfg("CLQ/clq_lite_320")
+    assert cfg.MODEL.CLQ.TOPK == 7 and cfg.MODEL.CLQ.QUALITY.ALPHA == 0.3
+    cfg.MODEL.CLQ.TOPK = expected.MODEL.CLQ.TOPK
+    assert cfg == expected
+
+
+def test_a_file_goes_before_a_config_of_the_same_name(write):
+    write(named="_BASE_: CLQ/clq_lite_320.yaml", own="VERSION: 2")
+    Path("CLQ").mkdir()
+    Path("CLQ/clq_lite_320.yaml").write_text("MODEL: {CLQ: {TOPK: 9}}\nVERSION: 2")
+    assert clq.setup_cfg("named.yaml").MODEL.CLQ.TOPK == 9
 
 
 @pytest.mark.parametrize("tag", ["_BASE_: evil.yaml", "MODEL: !!python/object/apply:os.mkdir [made]"])

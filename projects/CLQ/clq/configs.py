@@ -26,10 +26,20 @@ def path(name: str) -> str:
     Raises:
         UserError: there is no such config; the message suggests similar names.
     """
-    wanted = name.removesuffix(_SUFFIX).removeprefix("configs/")
-    file = FOLDER / f"{wanted}{_SUFFIX}"
-    if ".." not in Path(wanted).parts and not Path(wanted).is_absolute() and file.is_file():
-        return str(file)
-    near = difflib.get_close_matches(wanted, list(), n=3, cutoff=0.4)
+    if (file := find(name)) is not None:
+        return file
+    near = difflib.get_close_matches(_plain(name), list(), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "clq.configs.list() names those that exist."
     raise UserError(f"{name}: no such config file, and no config of the project has this name; {hint}")
+
+
+def find(name: str) -> str | None:
+    """The file of a config, as :func:`path`, or None if there is no such config."""
+    wanted = Path(f"{_plain(name)}{_SUFFIX}")
+    if ".." in wanted.parts or wanted.is_absolute() or not (FOLDER / wanted).is_file():
+        return None
+    return str(FOLDER / wanted)
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(_SUFFIX).removeprefix("configs/")

@@ -1,14 +1,18 @@
 """Merges files and overrides into a config, and reports each mistake in one line."""
 
 import difflib
+import io
 import logging
 import os
 import re
+from typing import TextIO
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from fvcore.common.config import BASE_KEY
 
-from clq.config.yaml_checks import check_config_files
+from clq.config.yaml_checks import check_config_files, config_named
 from clq.configs import path as path_of_config
 from clq.errors import UserError
 from clq.utils.config_tree import get_key
@@ -28,6 +32,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     try:
         check_config_files(path)
         _keep_older_meaning(cfg, path)
+        vars(cfg)["load_yaml_with_base"] = _Reader.load_yaml_with_base  # which the next line calls
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as e:
         raise UserError(f"{path}: only plain yaml is read ({e.problem}); write lists as [a, b].") from e
@@ -35,13 +40,33 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"{path}: not valid yaml: {' '.join(str(e).split())}") from e
     except OSError as e:
         name, reason = e.filename or "its _BASE_", e.strerror or e
-        raise UserError(f"{path}: {name} cannot be read ({reason}); a _BASE_ is relative to its file.") from e
+        raise UserError(
+            f"{path}: {name} cannot be read ({reason}); a _BASE_ is relative to its file, or a name of "
+            "clq.configs.list()."
+        ) from e
     except (TypeError, AttributeError) as e:  # yacs takes it for granted that files and groups are mappings
         raise UserError(
             f"{path}: the file or its _BASE_ is empty or not nested KEY: value pairs as in configs/; correct it."
         ) from e
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"{path}: {_explain(cfg, e)}") from e
+    finally:
+        vars(cfg).pop("load_yaml_with_base", None)
+
+
+class _Reader(CfgNode):
+    """Reads files whose ``_BASE_`` may be the name of a config of the project."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> TextIO:
+        with PathManager.open(filename, "r") as f:
+            text = f.read()
+        content = yaml.safe_load(text)
+        base = content.get(BASE_KEY, []) if isinstance(content, dict) else []
+        bases = base if isinstance(base, list) else [base]
+        if any(config_named(b, filename) for b in bases):
+            text = yaml.safe_dump({**content, BASE_KEY: [config_named(b, filename) or b for b in bases]})
+        return io.StringIO(text)
 
 
 def _keep_older_meaning(cfg: CfgNode, path: str) -> None:
@@ -53,7 +78,7 @@ def _keep_older_meaning(cfg: CfgNode, path: str) -> None:
     Raises:
         UserError: QUALITY.TARGET is set beside keys that are newer.
     """
-    quality = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    quality = _Reader.load_yaml_with_base(path, allow_unsafe=False)
     for name in ("MODEL", "CLQ", "QUALITY"):
         quality = quality.get(name) if isinstance(quality, dict) else None
     if not isinstance(quality, dict) or "TARGET" not in quality:

@@ -9,6 +9,7 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
+from clq.configs import find as find_config
 from clq.errors import UserError, reason_of
 from clq.utils.files import open_regular
 
@@ -49,7 +50,7 @@ def check_config_files(path: str) -> None:
 
 
 def _bases(name: str, source: str) -> list[str]:
-    """The names of the bases of one file, resolved as fvcore does, after its content has been checked."""
+    """The paths of the bases of one file, after its content has been checked."""
     with open_regular(_local(name, source)) as f:
         content = f.read(_MAX_MIB * _MIB + 1)
     if len(content) > _MAX_MIB * _MIB:
@@ -57,7 +58,19 @@ def _bases(name: str, source: str) -> list[str]:
     _check_nodes(name, yaml.parse(content, Loader=_Loader))
     loaded = yaml.load(content, Loader=_Loader)
     bases = loaded.get(BASE_KEY, []) if isinstance(loaded, dict) else []
-    return [_resolve(base, name) for base in (bases if isinstance(bases, list) else [bases])]
+    return [
+        config_named(base, name) or _resolve(base, name) for base in (bases if isinstance(bases, list) else [bases])
+    ]
+
+
+def config_named(base: Any, name: str) -> str | None:
+    """The path of a config of the project, if a ``_BASE_`` is its name and not that of a file.
+
+    Args:
+        base: what the file says.
+        name: path of the file.
+    """
+    return None if not isinstance(base, str) or os.path.isfile(_resolve(base, name)) else find_config(base)
 
 
 def _resolve(base: Any, name: str) -> str:
