@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from clq.data import datasets, summaries
+from clq.data import summaries
 from clq.data.datasets import class_names, register_coco_json, summary_of
+from clq.data.formats import readers
 from clq.data.formats.coco import Content
 from clq.data.formats.findings import Findings
 from clq.data.summaries import Summary, summarize
@@ -22,13 +23,13 @@ EXPECTED = Summary(["cat", "dog"], True, [5], ["a.png"], [20], [10], [2], [2])
 def reads(monkeypatch, tmp_path):
     """The json files that are read, not remembered."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    paths, read = [], datasets.read_coco_json
+    paths, read = [], readers.read_coco_json
 
     def spy(path, name):
         paths.append(os.path.basename(path))
         return read(path, name)
 
-    monkeypatch.setattr(datasets, "read_coco_json", spy)
+    monkeypatch.setattr(readers, "read_coco_json", spy)
     return paths
 
 

@@ -40,7 +40,8 @@ def config_text(cfg: CfgNode) -> str:
     cfg, default = cfg.clone(), get_cfg()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = default.OUTPUT_DIR, "", default.MODEL.DEVICE
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.DATASETS.COCO_JSON = (), (), []
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+    cfg.DATASETS.COCO_JSON, cfg.DATASETS.SETS, cfg.DATASETS.CLASSES = [], [], []
     return cfg.dump()
 
 

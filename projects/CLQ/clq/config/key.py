@@ -96,13 +96,21 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Names:
-    """Lists of one or more names."""
+    """Lists of different names.
+
+    Attributes:
+        may_be_empty: whether the empty list is accepted too.
+    """
+
+    may_be_empty: bool = False
 
     def describe(self) -> str:
-        return "a list of one or more names"
+        return "a list of different names" if self.may_be_empty else "a list of one or more different names"
 
     def accepts(self, value: object) -> bool:
-        return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(name, str) for name in value)
+        if not isinstance(value, Sequence) or not all(isinstance(name, str) and name for name in value):
+            return False
+        return len(set(value)) == len(value) and (self.may_be_empty or len(value) > 0)
 
 
 @dataclass(frozen=True)

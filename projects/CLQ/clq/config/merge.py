@@ -19,6 +19,13 @@ from clq.utils.config_tree import get_key
 
 logger = logging.getLogger(__name__)
 
+# Keys whose overrides are written as in a file, and how.
+_LISTS = {
+    "DATASETS.COCO_JSON": "[{name: a, json: b.json, images: c}]",
+    "DATASETS.SETS": "[{name: a, voc: b}]",
+    "DATASETS.CLASSES": "[a, b]",
+}
+
 
 def merge_file(cfg: CfgNode, path: str) -> None:
     """Merges a yaml file and its ``_BASE_`` into a config, in place, without executing or fetching anything.
@@ -112,11 +119,11 @@ def merge_opts(cfg: CfgNode, opts: list) -> None:
         raise UserError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
-            if key == "DATASETS.COCO_JSON" and isinstance(value, str):
-                value = yaml.safe_load(value)  # written as in a file: [{name: a, json: b.json, images: c}]
+            if key in _LISTS and isinstance(value, str):
+                value = yaml.safe_load(value)  # written as in a file
             cfg.merge_from_list([key, value])
         except yaml.YAMLError as e:
-            raise UserError(f"{key} {value}: write '[{{name: a, json: b.json, images: c}}]', in quotes.") from e
+            raise UserError(f"{key} {value}: write '{_LISTS[key]}', in quotes.") from e
         except (TypeError, AttributeError) as e:  # the key is not text, or has more parts than there are groups
             raise UserError(f"{key} {value}: {_unknown(cfg, str(key))}") from e
         except (KeyError, ValueError, AssertionError) as e:

@@ -2,7 +2,7 @@
 
 from detectron2.data import build as loader
 
-from clq.config.key import Key, Number, OneOf
+from clq.config.key import Key, Names, Number, OneOf
 
 _DTYPES = OneOf(
     {
@@ -37,6 +37,23 @@ DATA_KEYS = (
         [],
         "Your own data sets in COCO format, which every script then knows by name: "
         "[{name: NAME, json: FILE, images: FOLDER}, ...]. Paths are relative to the working directory.",
+    ),
+    Key(
+        "DATASETS.SETS",
+        [],
+        "Your own data sets in any of three formats, which every script then knows by name: a list of {name: NAME, "
+        "coco: FILE}, {name: NAME, voc: FOLDER} and {name: NAME, yolo: FOLDER or data.yaml}. Each may have images, the "
+        "folder of its images where that is another one, and split, the name of a split in ImageSets/Main or data.yaml "
+        "or of subfolders. Shares in its place, such as split: {train: 0.8, val: 0.2, seed: 1}, make the data sets "
+        "NAME_train and NAME_val. YOLO folders without a classes.txt need names, [a, b]. Paths are relative to the "
+        "working directory; docs/your_data.md describes each format.",
+    ),
+    Key(
+        "DATASETS.CLASSES",
+        [],
+        "The names of the classes that are used of the data sets in COCO_JSON and SETS, in the order of the model's "
+        "outputs; [] for all of them. Objects of other classes count as background.",
+        Names(may_be_empty=True),
     ),
     Key(
         "DATASETS.MAX_JSON_MIB",

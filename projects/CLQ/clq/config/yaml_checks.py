@@ -51,16 +51,31 @@ def check_config_files(path: str) -> None:
 
 def _bases(name: str, source: str) -> list[str]:
     """The paths of the bases of one file, after its content has been checked."""
-    with open_regular(_local(name, source)) as f:
-        content = f.read(_MAX_MIB * _MIB + 1)
-    if len(content) > _MAX_MIB * _MIB:
-        raise UserError(f"{name}: has more than {_MAX_MIB} MiB, which is no config; name another file.")
-    _check_nodes(name, yaml.parse(content, Loader=_Loader))
-    loaded = yaml.load(content, Loader=_Loader)
+    loaded = read_yaml(name, _local(name, source))
     bases = loaded.get(BASE_KEY, []) if isinstance(loaded, dict) else []
     return [
         config_named(base, name) or _resolve(base, name) for base in (bases if isinstance(bases, list) else [bases])
     ]
+
+
+def read_yaml(name: str, path: str | None = None) -> Any:
+    """Reads a small file of plain yaml, of which nothing is executed.
+
+    Args:
+        name: name of the file, for messages.
+        path: its path, if it is not its name.
+
+    Raises:
+        UserError: it is too large, nests too deeply, or grows too large by its aliases.
+        OSError: it cannot be read.
+        yaml.YAMLError: it is not plain yaml.
+    """
+    with open_regular(path or name) as f:
+        content = f.read(_MAX_MIB * _MIB + 1)
+    if len(content) > _MAX_MIB * _MIB:
+        raise UserError(f"{name}: has more than {_MAX_MIB} MiB, which is no config; name another file.")
+    _check_nodes(name, yaml.parse(content, Loader=_Loader))
+    return yaml.load(content, Loader=_Loader)
 
 
 def config_named(base: Any, name: str) -> str | None:

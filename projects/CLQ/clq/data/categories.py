@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from clq.data.datasets import class_names, read_categories, require_files
+from clq.data.datasets import class_names, is_declared, read_categories
 from clq.data.num_classes import resolve_num_classes
 from clq.errors import UserError
 
@@ -57,6 +57,6 @@ def _category_ids(dataset_name: str, num_classes: int) -> tuple[int, ...]:
     to_class = metadata.get("thing_dataset_id_to_contiguous_id")
     if to_class is not None:
         return tuple(sorted(to_class, key=to_class.get))
-    if metadata.get("json_file") is not None:
-        return tuple(c["id"] for c in read_categories(require_files(dataset_name).json, dataset_name))
+    if is_declared(dataset_name) or metadata.get("json_file") is not None:
+        return tuple(c["id"] for c in read_categories(dataset_name))
     return tuple(range(num_classes))  # a data set that was registered in code and has no other ids

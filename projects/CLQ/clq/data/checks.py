@@ -105,7 +105,7 @@ def _check_all(cfg: CfgNode, splits: Sequence[str]) -> dict[str, DataSet]:
     for split in splits:
         needed = split == "TRAIN" or "TRAIN" not in splits  # training works without a test set
         if needed and not cfg.DATASETS[split]:
-            raise UserError(f"DATASETS.{split} is empty; name a data set, for example one from DATASETS.COCO_JSON.")
+            raise UserError(f"DATASETS.{split} is empty; name a data set, for example one from DATASETS.SETS.")
         for name in cfg.DATASETS[split]:
             if name not in summaries:
                 summaries[name] = _check_one(name, cfg)
@@ -124,7 +124,7 @@ def _check_one(name: str, cfg: CfgNode) -> DataSet:
     require_known(name)
     findings = Findings(name, skip=cfg.DATASETS.ON_ERROR == "skip")
     metadata = MetadataCatalog.get(name)
-    if metadata.get("json_file") is None:
+    if not is_declared(name) and metadata.get("json_file") is None:
         return DataSet(findings, class_names(name))
     content = summary_of(name, findings)
     findings.raise_faults()  # before the files, which take longer
@@ -165,9 +165,9 @@ def _check_files(images: Sequence[dict], findings: Findings, cfg: CfgNode) -> tu
                     findings.note("files are listed more than once, as images of their own", f"image {path}")
                 good[path] = header.num_bytes
                 continue
-            kind = "files have another size than their json says"
+            kind = f"files have another size than their {findings.file_kind} says"
             sizes = f"{header.width} x {header.height} pixels (width x height)", f"{image['width']} x {image['height']}"
-            what = f"is {sizes[0]}, but has width and height {sizes[1]} in its json"
+            what = f"is {sizes[0]}, but has width and height {sizes[1]} in its {findings.file_kind}"
             if (header.height, header.width) == (image["width"], image["height"]):
                 what += (
                     ", as if its EXIF orientation had been ignored; its boxes must be those of the upright image, too"
@@ -190,7 +190,7 @@ def _check_classes(summaries: dict[str, DataSet], first: str, name: str) -> None
     why = f"{', '.join(only[:5])} {verb} in only one of them" if only else "their order differs"
     raise UserError(
         f"data sets {first} ({len(theirs)} classes) and {name} ({len(ours)}) must have the same categories in the "
-        f"same order of id: {why}."
+        f"same order of id: {why}. DATASETS.CLASSES chooses classes and their order."
     )
 
 

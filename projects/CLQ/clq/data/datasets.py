@@ -4,41 +4,19 @@ import difflib
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clq.config import check_keys
+from clq.data.declared import Declared, parse_coco_json, parse_sets
 from clq.data.formats.coco import Content, check_content, check_images, read_coco_json, to_records
 from clq.data.formats.findings import Findings
+from clq.data.formats.readers import fingerprint, read_source
+from clq.data.formats.source import Source
 from clq.data.summaries import Summary, recall_summary, remember_summary, summarize
 from clq.errors import UserError
 from clq.utils.memory import garbage_collection_paused
-
-_KEYS = ("name", "json", "images")
-
-
-class DatasetFiles(NamedTuple):
-    """The annotation file and the image folder of a COCO-format data set."""
-
-    json: str
-    images: str
-
-
-class Declared(NamedTuple):
-    """A data set of ``DATASETS.COCO_JSON``.
-
-    Attributes:
-        files: its files, with absolute paths.
-        skip: whether what is faulty in it is left out rather than refused.
-        masks: ``INPUT.MASK_FORMAT`` if its segmentations are used, else None.
-    """
-
-    files: DatasetFiles
-    skip: bool
-    masks: str | None
-
 
 _registered: dict[str, Declared] = {}
 
@@ -64,111 +42,114 @@ def register_coco_json(
         UserError: an entry has other keys or an empty value, two data sets have the same name, or a name is already
             used by a data set that does not come from ``DATASETS.COCO_JSON``.
     """
-    wanted: dict[str, DatasetFiles] = {}
-    for entry in entries:
-        _check_entry(entry)
-        name, files = entry["name"], DatasetFiles(json=_absolute(entry["json"]), images=_absolute(entry["images"]))
+    sources, absolute = parse_coco_json(entries)
+    _register(sources, skip, masks or {}, ())
+    return absolute
+
+
+def register_declared(cfg: CfgNode) -> None:
+    """Registers the data sets of ``DATASETS.COCO_JSON`` and ``DATASETS.SETS``.
+
+    Their paths become absolute, in the config too. A config that a training saves thus works in any folder.
+
+    Raises:
+        UserError: see :func:`register_coco_json` and :func:`~clq.data.declared.parse_sets`.
+    """
+    check_keys(cfg, "DATASETS.COCO_JSON", "DATASETS.SETS", "DATASETS.CLASSES", "DATASETS.ON_ERROR")
+    check_keys(cfg, "INPUT.MAX_MEGAPIXELS")
+    masks = dict.fromkeys(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT) if cfg.MODEL.MASK_ON else {}  # tests need boxes
+    coco, coco_entries = parse_coco_json(cfg.DATASETS.COCO_JSON)
+    sets, set_entries = parse_sets(cfg.DATASETS.SETS, cfg.INPUT.MAX_MEGAPIXELS)
+    _register([*coco, *sets], cfg.DATASETS.ON_ERROR == "skip", masks, tuple(cfg.DATASETS.CLASSES))
+    cfg.DATASETS.COCO_JSON, cfg.DATASETS.SETS = coco_entries, set_entries
+
+
+def _register(
+    sources: Sequence[tuple[str, Source]], skip: bool, masks: Mapping[str, str], classes: tuple[str, ...]
+) -> None:
+    wanted: dict[str, Source] = {}
+    for name, source in sources:
         if name in DatasetCatalog and name not in _registered:
-            raise UserError(
-                f"DATASETS.COCO_JSON: {name} is a data set that Detectron2 already has; choose another name."
-            )
-        if wanted.setdefault(name, files) != files:
-            raise UserError(f"DATASETS.COCO_JSON: {name} is given twice, with different paths; use two names.")
-    for name, files in wanted.items():
-        declared = Declared(files, skip, (masks or {}).get(name))
+            raise UserError(f"{source.key}: {name} is a data set that Detectron2 already has; choose another name.")
+        if wanted.setdefault(name, source) != source:
+            raise UserError(f"{source.key}: {name} is given twice, with different paths; use two names.")
+    for name, source in wanted.items():
+        declared = Declared(source, skip, masks.get(name), classes)
         if _registered.get(name) == declared and name in DatasetCatalog:
             continue  # registering it again would discard the metadata that loading the data set has added
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         DatasetCatalog.register(name, functools.partial(_load_records, name))
-        MetadataCatalog.get(name).set(json_file=files.json, image_root=files.images, evaluator_type="coco")
+        metadata = MetadataCatalog.get(name).set(image_root=source.root, evaluator_type="coco")
+        if source.format == "coco" and source.part is None and not classes:
+            metadata.json_file = source.path  # Detectron2's own evaluator makes a json of what has none
         _registered[name] = declared
-    return [{"name": name, "json": files.json, "images": files.images} for name, files in wanted.items()]
-
-
-def register_declared(cfg: CfgNode) -> None:
-    """Registers the data sets of ``DATASETS.COCO_JSON`` and makes their paths absolute, in the config too.
-
-    A config that a training saves thus works in any folder.
-
-    Raises:
-        UserError: see :func:`register_coco_json`.
-    """
-    check_keys(cfg, "DATASETS.COCO_JSON", "DATASETS.ON_ERROR")
-    masks = dict.fromkeys(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT) if cfg.MODEL.MASK_ON else {}  # tests need boxes
-    cfg.DATASETS.COCO_JSON = register_coco_json(
-        cfg.DATASETS.COCO_JSON, skip=cfg.DATASETS.ON_ERROR == "skip", masks=masks
-    )
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
-
-
-def _check_entry(entry: Mapping[str, str]) -> None:
-    if not isinstance(entry, Mapping) or set(entry) != set(_KEYS):
-        got = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)
-        raise UserError(f"DATASETS.COCO_JSON: each entry must have exactly the keys name, json and images; got {got}.")
-    for key in _KEYS:
-        if not isinstance(entry[key], str) or not entry[key]:
-            raise UserError(f"DATASETS.COCO_JSON: {key} must be a non-empty string; got {entry[key]!r}.")
 
 
 def is_declared(dataset_name: str) -> bool:
-    """Returns whether a data set comes from ``DATASETS.COCO_JSON`` rather than from Detectron2 or from code."""
+    """Returns whether a data set comes from ``DATASETS.COCO_JSON`` or ``SETS``, not from Detectron2 or from code."""
     return dataset_name in _registered
 
 
 def leaves_out_faults(dataset_name: str) -> bool:
-    """Whether what is faulty in a data set of ``DATASETS.COCO_JSON`` is left out rather than refused."""
+    """Whether what is faulty in a declared data set is left out rather than refused."""
     return _registered[dataset_name].skip
 
 
-def require_files(dataset_name: str) -> DatasetFiles:
-    """Returns the json and the image folder of a COCO-format data set.
+def is_a_json(dataset_name: str) -> bool:
+    """Whether the content of a data set is that of a json in COCO format as it is."""
+    return MetadataCatalog.get(dataset_name).get("json_file") is not None
+
+
+def require_files(dataset_name: str) -> None:
+    """Checks that the files of a data set exist.
 
     Raises:
-        UserError: the data set is unknown or has no COCO json, or its json or its image folder does not exist.
+        UserError: the data set is unknown, it is neither declared nor has a COCO json, or its files do not exist.
     """
     require_known(dataset_name)
+    _source_of(dataset_name).check_path(dataset_name)
+
+
+def _source_of(dataset_name: str) -> Source:
+    if is_declared(dataset_name):
+        return _registered[dataset_name].source
     metadata = MetadataCatalog.get(dataset_name)
     path, images = metadata.get("json_file"), metadata.get("image_root")
     if not path or not images:
         raise UserError(f"data set {dataset_name}: it has no COCO json; register it through DATASETS.COCO_JSON.")
-    fix = "DATASETS.COCO_JSON" if is_declared(dataset_name) else "the environment variable DETECTRON2_DATASETS"
-    if not os.path.isfile(path):
-        raise UserError(f"data set {dataset_name}: its json {path} does not exist; put it there or correct {fix}.")
-    if not os.path.isdir(images):
-        raise UserError(
-            f"data set {dataset_name}: its image folder {images} does not exist; put it there or correct {fix}."
-        )
-    return DatasetFiles(path, images)
+    return Source("coco", os.path.abspath(path), images, key="the environment variable DETECTRON2_DATASETS")
 
 
 def load_content(dataset_name: str, findings: Findings | None = None) -> Content:
-    """Reads the usable content of a data set of ``DATASETS.COCO_JSON``.
+    """Reads the usable content of a declared data set.
 
     Args:
         dataset_name: name of the data set.
         findings: receives what is found. Without it, faults are raised unless ``DATASETS.ON_ERROR`` is ``skip``.
 
     Raises:
-        UserError: as in :func:`require_files`, or the json cannot be used.
+        UserError: as in :func:`require_files`, or the files cannot be used.
     """
-    path, declared = require_files(dataset_name).json, _registered[dataset_name]
+    require_known(dataset_name)
+    declared = _registered[dataset_name]
     ours = Findings(dataset_name, declared.skip) if findings is None else findings
+    ours.file_kind = declared.source.file_kind
     with garbage_collection_paused():  # it would look at millions of new values again and again, and find nothing
-        content = check_content(read_coco_json(path, dataset_name), ours, masks=declared.masks)
+        data = read_source(declared.source, ours, declared.classes)
+        if not data.get("images"):
+            ours.raise_faults()  # they say why
+        content = check_content(data, ours, masks=declared.masks)
     if findings is None:
         ours.raise_faults()
     return content
 
 
 def summary_of(dataset_name: str, findings: Findings) -> Summary:
-    """Summarizes the usable content of a data set with a json. It is remembered until the json changes.
+    """Summarizes the usable content of a data set with files. It is remembered until the files change.
 
-    Of a data set that is not from ``DATASETS.COCO_JSON``, the annotations are not looked at and count as none.
+    Of a data set that is not declared, the annotations are not looked at and count as none.
 
     Args:
         dataset_name: name of the data set.
@@ -177,29 +158,30 @@ def summary_of(dataset_name: str, findings: Findings) -> Summary:
     Raises:
         UserError: as in :func:`load_content`.
     """
-    path, options = os.path.abspath(require_files(dataset_name).json), _options(dataset_name)
-    summary = recall_summary(path, options, findings)
+    source, stamp = _source_of(dataset_name), _stamp(dataset_name)
+    findings.file_kind = source.file_kind
+    summary = recall_summary(source.subject, stamp, findings)
     if summary is None:
         if is_declared(dataset_name):
             content = load_content(dataset_name, findings)
         else:
-            content = Content([], check_images(read_coco_json(path, dataset_name), findings), None)
+            content = Content([], check_images(read_coco_json(source.path, dataset_name), findings), None)
         summary = summarize(content)
-        remember_summary(path, options, findings, summary)
+        remember_summary(source.subject, stamp, findings, summary)
     return summary
 
 
-def _options(dataset_name: str) -> str:
-    """What the summary of a data set depends on besides its json."""
+def _stamp(dataset_name: str) -> list[int | str]:
+    """What the summary of a data set depends on: its files and what is asked of them."""
     declared = _registered.get(dataset_name)
-    return "images" if declared is None else f"skip {declared.skip}, masks {declared.masks}"
+    return [*fingerprint(_source_of(dataset_name), dataset_name), "images" if declared is None else declared.options]
 
 
 def _load_records(dataset_name: str) -> list[dict]:
-    """Detectron2's records of a data set of ``DATASETS.COCO_JSON``."""
+    """Detectron2's records of a declared data set."""
     content = load_content(dataset_name)
     complete_metadata(dataset_name, content)
-    return to_records(content, _registered[dataset_name].files.images)
+    return to_records(content, _registered[dataset_name].source.root)
 
 
 def complete_metadata(dataset_name: str, content: Content) -> None:
@@ -221,7 +203,7 @@ def require_known(dataset_name: str) -> None:
     near = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
-        f"there is no data set {dataset_name}; {hint}Declare your own with DATASETS.COCO_JSON [{{name, json, images}}]."
+        f"there is no data set {dataset_name}; {hint}Declare your own in DATASETS.SETS or DATASETS.COCO_JSON."
     )
 
 
@@ -236,9 +218,8 @@ def class_names(dataset_name: str) -> list[str]:
     """
     require_known(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("thing_classes") is None and metadata.get("json_file") is not None:
-        path = require_files(dataset_name).json
-        return list(_read_names(dataset_name, path, os.stat(path).st_mtime_ns))
+    if metadata.get("thing_classes") is None and (is_declared(dataset_name) or metadata.get("json_file") is not None):
+        return list(_read_names(dataset_name, tuple(_stamp(dataset_name))))
     if metadata.get("thing_classes") is None:
         DatasetCatalog.get(dataset_name)  # a data set that was registered in code may set them when it is loaded
     if metadata.get("thing_classes") is None:
@@ -247,13 +228,16 @@ def class_names(dataset_name: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=64)  # a run needs them several times, and a file of COCO's size takes seconds to parse
-def _read_names(dataset_name: str, path: str, modified: int) -> tuple[str, ...]:
-    """Reads the class names; ``path`` and the time of modification (ns) identify the contents in the cache."""
-    if is_declared(dataset_name) and (known := recall_summary(path, _options(dataset_name), Findings(dataset_name))):
+def _read_names(dataset_name: str, stamp: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Reads the class names; ``stamp`` identifies the content in the cache."""
+    subject = _source_of(dataset_name).subject
+    if is_declared(dataset_name) and (known := recall_summary(subject, list(stamp), Findings(dataset_name))):
         return tuple(known.classes)
-    return tuple(c["name"] for c in read_categories(path, dataset_name))
+    return tuple(c["name"] for c in read_categories(dataset_name))
 
 
-def read_categories(path: str, dataset_name: str) -> list[dict]:
-    """Reads the categories of a COCO json by id, the order that Detectron2 gives the outputs of a model."""
-    return sorted(read_coco_json(path, dataset_name)["categories"], key=lambda c: c["id"])
+def read_categories(dataset_name: str) -> list[dict]:
+    """Reads the categories of a data set by id, the order that Detectron2 gives the outputs of a model."""
+    classes = _registered[dataset_name].classes if is_declared(dataset_name) else ()
+    data = read_source(_source_of(dataset_name), Findings(dataset_name, skip=True), classes)
+    return sorted(data["categories"], key=lambda c: c["id"])

@@ -1,8 +1,7 @@
-"""What a json of annotations contains, in short. It is remembered, because checking a large one takes long."""
+"""What a data set contains, in short. It is remembered, because checking a large one takes long."""
 
 import functools
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +18,11 @@ _KIND = "annotations"
 
 @dataclass(frozen=True)
 class Summary:
-    """The usable content of a json; the lists have an entry for each of the I images.
+    """The usable content of a data set; the lists have an entry for each of the I images.
 
     Attributes:
         classes: names of the classes, in the order of the model's outputs.
-        has_annotations: whether the json has annotations, if only an empty list of them.
+        has_annotations: whether it has annotations, if only an empty list of them.
         ids, file_names, widths, heights: of the images.
         found: numbers of boxes that are to be found: those that are not crowds.
         trainable: numbers of boxes to train on: those of ``found`` with an area in their image.
@@ -40,7 +39,7 @@ class Summary:
 
 
 def summarize(content: Content) -> Summary:
-    """Summarizes the usable content of a json."""
+    """Summarizes the usable content of a data set."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content.images}
     boxes = [a for a in content.annotations or () if not a["iscrowd"]]
     found = Counter(a["image_id"] for a in boxes)
@@ -63,41 +62,36 @@ def _is_trainable(box: Sequence[float], size: tuple[int, int]) -> bool:
     return w > 0 and h > 0 and -w < x < size[0] and -h < y < size[1]
 
 
-def recall_summary(path: str, options: str, findings: Findings) -> Summary | None:
-    """The summary that :func:`remember_summary` kept, if the file has not changed since, and its notes.
+def recall_summary(subject: str, stamp: list, findings: Findings) -> Summary | None:
+    """The summary that :func:`remember_summary` kept, if the files have not changed since, and its notes.
 
     Args:
-        path: absolute path of the json.
-        options: what else the summary depends on.
+        subject: absolute path of the json, or whatever else identifies the data set.
+        stamp: values that change with its files, and with what else the summary depends on.
         findings: receives the notes.
     """
-    known = recall(_KIND, path, _version())
+    known = recall(_KIND, subject, _version())
     try:
-        if known is None or known["stamp"] != [*_stamp(path), options]:
+        if known is None or known["stamp"] != stamp:
             return None
         notes = {kind: Kind(first, count) for kind, first, count in known["notes"]}
         summary = Summary(**known["summary"])
         columns = summary.ids, summary.file_names, summary.widths, summary.heights, summary.found, summary.trainable
         if len({len(column) for column in columns}) != 1:
             return None
-    except (LookupError, OSError, TypeError, ValueError):  # damaged
+    except (LookupError, TypeError, ValueError):  # damaged
         return None
     findings.notes.update(notes)
     return summary
 
 
-def remember_summary(path: str, options: str, findings: Findings, summary: Summary) -> None:
+def remember_summary(subject: str, stamp: list, findings: Findings, summary: Summary) -> None:
     """Keeps a summary with the notes in ``findings``, unless there are faults, which each start reports anew."""
     if findings.faults:
         return
     notes = [[kind, found.first, found.count] for kind, found in findings.notes.items()]
-    known: dict[str, Any] = {"stamp": [*_stamp(path), options], "notes": notes, "summary": asdict(summary)}
-    remember(_KIND, path, _version(), known)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
+    known: dict[str, Any] = {"stamp": stamp, "notes": notes, "summary": asdict(summary)}
+    remember(_KIND, subject, _version(), known)
 
 
 @functools.cache

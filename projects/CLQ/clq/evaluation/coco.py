@@ -12,7 +12,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from clq.data.datasets import complete_metadata, is_declared, leaves_out_faults, load_content
+from clq.data.datasets import complete_metadata, is_a_json, is_declared, leaves_out_faults, load_content
 from clq.data.formats.coco import to_coco
 from clq.data.formats.findings import Findings, LeftOut
 from clq.data.left_out import left_out_images, write_left_out
@@ -66,7 +66,7 @@ class BoxEvaluator(COCOEvaluator):
         content = load_content(dataset_name, findings)
         findings.raise_faults()
         complete_metadata(dataset_name, content)
-        self._changed = bool(findings.faults or findings.notes)
+        self._changed = bool(findings.faults or findings.notes) or not is_a_json(dataset_name)
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api: COCO = to_coco(content)
         self._do_evaluation = content.annotations is not None

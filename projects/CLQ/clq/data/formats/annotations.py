@@ -82,7 +82,7 @@ class _Check:
         """
         record = a if isinstance(a, dict) else {}
         given = record.get("id")
-        item = f"annotation {given}" if is_id(given) else f"annotation number {number} in its json"
+        item = self._findings.item(record["id"]) if is_id(given) else f"annotation number {number} in its json"
         fault = self._fault_of_ids(a, item) or self._fault_of_values(record)
         if fault is None and self._masks and not record.get("iscrowd"):
             fault = self._fault_of_segmentation(record, item)

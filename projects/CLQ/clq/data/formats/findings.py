@@ -12,6 +12,27 @@ logger = logging.getLogger(__name__)
 _LONGEST_VALUE = 60  # characters of a value that a message shows
 
 
+class Places:
+    """Where annotations come from that have no ids of their own; they are numbered from 1 on.
+
+    Args:
+        unit: what an annotation is in its file: "object" or "line".
+    """
+
+    def __init__(self, unit: str):
+        self._unit = unit
+        self._places: list[tuple[str, int]] = []
+
+    def add(self, path: str, number: int) -> int:
+        """Adds an annotation, the one with a number in its file, and returns its id."""
+        self._places.append((path, number))
+        return len(self._places)
+
+    def __getitem__(self, annotation: int) -> str:
+        path, number = self._places[annotation - 1]
+        return f"{path}: {self._unit} {number}"
+
+
 class LeftOut(NamedTuple):
     """An image or an annotation that is not used.
 
@@ -51,6 +72,8 @@ class Findings:
         faults: what cannot be used, by kind.
         notes: what is used, but not as its author may expect, by kind.
         left_out: the images and annotations that are not used.
+        file_kind: what its annotations are in, for messages.
+        places: where its annotations come from; None if their ids tell.
     """
 
     name: str
@@ -58,6 +81,14 @@ class Findings:
     faults: dict[str, Kind] = field(default_factory=dict)
     notes: dict[str, Kind] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
+    file_kind: str = "json"
+    places: Places | None = None
+
+    def item(self, annotation: int | str) -> str:
+        """The name of an annotation for messages."""
+        if self.places is not None and isinstance(annotation, int):
+            return self.places[annotation]
+        return f"annotation {annotation}"
 
     def fault(self, kind: str, what: str, image: str | None = None, annotation: int | str | None = None) -> None:
         """Adds a fault of an image or, if ``annotation`` is given, of an annotation.
@@ -66,8 +97,10 @@ class Findings:
             kind: what all faults of its kind have in common: "annotations have no ...".
             what: the fault, with the item, the field, its value and what it must be; no full stop.
             image: file of the image.
-            annotation: id of the annotation.
+            annotation: id of the annotation, or its place where ``places`` does not have it.
         """
+        if self.places is not None and isinstance(annotation, int):
+            annotation = self.places[annotation]
         _count(self.faults, kind, what)
         self.left_out.append(LeftOut(self.name, image, annotation, what))
 

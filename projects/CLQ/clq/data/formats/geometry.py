@@ -40,22 +40,22 @@ def check_geometry(annotations: list[dict], images: dict, findings: Findings) ->
         if findings.skip:
             for i in np.flatnonzero(odd):
                 a = annotations[i]
-                findings.fault(what, f"annotation {a['id']} has bbox {a['bbox']}", of[i]["file_name"], a["id"])
+                findings.fault(what, f"{findings.item(a['id'])} has bbox {a['bbox']}", of[i]["file_name"], a["id"])
         elif odd.any():
-            findings.note(f"{what}; {unused}", _example(annotations, odd), int(odd.sum()))
+            findings.note(f"{what}; {unused}", _example(annotations, odd, findings), int(odd.sum()))
     for odd, what in (
         (beyond, f"boxes extend beyond their image by more than {_OUTSIDE} px (bbox is [x, y, width, height])"),
         (tiny, "boxes are smaller than a pixel, as if they were fractions of the image; bbox is in pixels"),
     ):
         if odd.any():
-            findings.note(what, _example(annotations, odd), int(odd.sum()))
+            findings.note(what, _example(annotations, odd, findings), int(odd.sum()))
     if wrong.any():
         what = "areas are 0 or much larger than their boxes, which makes AP of small, medium and large objects wrong"
         area = annotations[int(wrong.argmax())]["area"]
-        findings.note(what, f"{_example(annotations, wrong)} and area {area}", int(wrong.sum()))
+        findings.note(what, f"{_example(annotations, wrong, findings)} and area {area}", int(wrong.sum()))
     return [a for a, drop in zip(annotations, useless, strict=True) if not drop] if findings.skip else annotations
 
 
-def _example(annotations: Sequence[dict], odd: np.ndarray) -> str:
+def _example(annotations: Sequence[dict], odd: np.ndarray, findings: Findings) -> str:
     first = annotations[int(odd.argmax())]
-    return f"annotation {first['id']} with bbox {first['bbox']}"
+    return f"{findings.item(first['id'])} with bbox {first['bbox']}"
