@@ -6,7 +6,8 @@ Coordinates in the xml count pixels from 1 and include both ends, as in VOC itse
 too: they are not trained on, and detections in them are no mistakes. ``truncated``, parts and polygons are not read.
 
 The reader of ``supervision`` (0.31) is not used: it decodes every image, orders the classes by their first occurrence,
-which differs between splits, reads neither ImageSets nor ``difficult``, and ends at the first faulty file.
+which differs between splits, takes images without an xml file for images without objects, reads neither ImageSets nor
+``difficult``, and ends at the first fault.
 """
 
 import os
