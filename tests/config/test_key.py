@@ -27,7 +27,8 @@ FACTORS = Numbers(("lowest", "highest"), Number(minimum=0), ascending=True)
             [[0.5, 2], [1.0, 1.0]],
             [[], [2, 0.5], [-1, 1], [0, INF], [0, "1"], "01", 3],
         ),
-        (Names(), "a list of one or more names", [["p3"], ("p3", "p4")], [[], [3]]),
+        (Names(), "a list of one or more different names", [["p3"], ("p3", "p4")], [[], [3], [""], ["p3", "p3"], "p3"]),
+        (Names(may_be_empty=True), "a list of different names", [[], ["p3"]], [[3], ["p3", "p3"]]),
         (OneOf({"a": "A.", "": "None."}), "one of a, ''", ["a", ""], ["b", None, 3]),
     ],
 )

@@ -100,7 +100,7 @@ def wrong_values(key):
         wrong += [[1] * (size + 1), [-1] * size, [math.nan] * size, [math.inf] * size, ["a"] * size]
         wrong += [[2.5] * size] * key.values.integers + [[2, 1]] * key.values.ascending
     if isinstance(key.values, Names):
-        wrong += [[], [3]]
+        wrong += [[3], ["a", "a"]] + [[]] * (not key.values.may_be_empty)
     return wrong
 
 

@@ -108,7 +108,7 @@ class Names:
         return "a list of different names" if self.may_be_empty else "a list of one or more different names"
 
     def accepts(self, value: object) -> bool:
-        if not isinstance(value, Sequence) or not all(isinstance(name, str) and name for name in value):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name for name in value):
             return False
         return len(set(value)) == len(value) and (self.may_be_empty or len(value) > 0)
 
