@@ -39,7 +39,7 @@ def test_parts_are_disjoint_complete_and_near_their_shares():
     shares = (("train", 0.7), ("val", 0.2), ("test", 0.1))  # their sum in floating point is less than 1
     names = [f"photo {i}.jpg" for i in range(2000)]
     held = {name: [n for n in names if Part(name, shares, seed=5).holds(n)] for name, _ in shares}
-    assert sorted(sum(held.values(), [])) == sorted(names)
+    assert sorted(n for part in held.values() for n in part) == sorted(names)
     for name, share in shares:
         assert abs(len(held[name]) - share * 2000) < 4 * (2000 * share * (1 - share)) ** 0.5
     assert held["val"] != [n for n in names if Part("val", shares, seed=6).holds(n)]

@@ -29,7 +29,7 @@ def test_classes_in_another_order_are_numbered_anew():
 
 
 def test_a_class_that_does_not_exist_is_refused_where_classes_are_listed():
-    with pytest.raises(UserError, match="no class dgo, which is in DATASETS.CLASSES; did you mean dog"):
+    with pytest.raises(UserError, match=r"no class dgo, which is in DATASETS.CLASSES; did you mean dog"):
         choose("cat", "dgo")
     data = choose("cat", "dgo", listed=False)
     assert data["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dgo"}]

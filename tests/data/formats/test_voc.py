@@ -163,7 +163,9 @@ def test_a_split_is_a_file_in_imagesets_and_its_classes_are_those_of_all_files(t
     assert findings.notes["images are listed in the split more than once, and are used once"].first == "c"
     few, _ = read(tmp_path, split="train", images=str(tmp_path / "Annotations"), all_classes=False)
     assert [c["name"] for c in few["categories"]] == ["cat", "cow"]
-    with pytest.raises(UserError, match=r"split val needs the file .*/val.txt, which does not exist; there are train\."):
+    with pytest.raises(
+        UserError, match=r"split val needs the file .*/val.txt, which does not exist; there are train\."
+    ):
         read(tmp_path, split="val")
 
 
@@ -182,5 +184,5 @@ def test_a_random_part_depends_on_names_alone(tmp_path):
 
 def test_a_folder_in_which_no_xml_file_has_its_image_is_refused(tmp_path):
     write(tmp_path, "a", an_object(), image=False)
-    with pytest.raises(UserError, match="none of its 1 xml files .* name the folder of the images under images"):
+    with pytest.raises(UserError, match=r"none of its 1 xml files .* name the folder of the images under images"):
         read(tmp_path)

@@ -75,14 +75,18 @@ def test_a_faulty_line_is_named_and_left_out_alone(tmp_path, line, message):
 
 
 def test_keypoints_after_a_box_are_not_used():
-    line = "0 .5 .5 .2 .2 .1 .1 .9 .9".split()
+    line = ["0", ".5", ".5", ".2", ".2", ".1", ".1", ".9", ".9"]
     assert parse_line(line, 1, keypoint_values=4) == (0, [0.5, 0.5, 0.2, 0.2])
     assert parse_line(line, 1) == (0, [0.5, 0.5, 0.2, 0.2, 0.1, 0.1, 0.9, 0.9])  # a polygon of four corners
 
 
 @pytest.mark.parametrize(
     "content, message",
-    [(b"\xff\xfe0", "cannot be read"), (b" " * (9 << 20), "it has more than 8 MiB"), (b"0\n" * 100_001, "100001 lines")],
+    [
+        (b"\xff\xfe0", "cannot be read"),
+        (b" " * (9 << 20), "it has more than 8 MiB"),
+        (b"0\n" * 100_001, "100001 lines"),
+    ],
 )
 def test_a_label_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, message):
     folder = write(tmp_path, {"a": "", "b": ""})
@@ -175,12 +179,12 @@ def test_folders_with_classes_txt_have_splits_as_subfolders(tmp_path):
     assert len(names(read(tmp_path / "sub", names=("x",))[0])) == 2
     write(tmp_path / "own", {"c": "0 .5 .5 1 1"}, "val/images", "val/labels")
     assert names(read(tmp_path / "own", split="val", names=("x",))[0]) == ["val/images/c.png"]
-    with pytest.raises(UserError, match="split test needs the folder .*images/test, which does not exist"):
+    with pytest.raises(UserError, match=r"split test needs the folder .*images/test, which does not exist"):
         read(tmp_path / "sub", split="test", names=("x",))
-    with pytest.raises(UserError, match="the classes in .* have no names; write names"):
+    with pytest.raises(UserError, match=r"the classes in .* have no names; write names"):
         read(tmp_path / "sub")
     (tmp_path / "flat/classes.txt").write_text("ant\n\nbee\n")
-    with pytest.raises(UserError, match="classes.txt has an empty line"):
+    with pytest.raises(UserError, match=r"classes.txt has an empty line"):
         read(tmp_path / "flat")
 
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from clq.data.formats.files import IMAGES, File, digest, file_at, find_files, read_lines
-from clq.data.formats.source import Source, unreadable
+from clq.data.formats.source import Source, guess_format, unreadable
 from clq.data.formats.yolo_yaml import read_data_yaml
 from clq.errors import UserError
 
@@ -148,7 +148,7 @@ def _class_names(source: Source, folders: list[str], name: str) -> tuple[tuple[s
             if not all(names):
                 raise UserError(f"data set {name}: {path} has an empty line or none; it needs one name in each line.")
             return names, [file_at(path)]
-    if not find_files(source.path, (".txt",)):
+    if guess_format(source.path) == "voc" or not find_files(source.path, (".txt",)):
         raise source.mistaken(name)
     raise UserError(
         f"data set {name}: the classes in {source.path} have no names; write names: [a, b] in DATASETS.SETS, or add a "
