@@ -43,8 +43,8 @@ def setup_cfg(config_file: str | None, opts: Sequence[object] = ()) -> CfgNode:
     """Makes a config from Detectron2's defaults, the project's keys, a file, and overrides, in this order.
 
     Nothing in the file is executed; tags such as ``!!python/object`` are refused. A config that asks for CUDA on a
-    machine without CUDA is moved to the CPU, with a warning in the log. Data sets in ``DATASETS.COCO_JSON`` are
-    registered with Detectron2, and their paths become absolute.
+    machine without CUDA is moved to the CPU, with a warning in the log. Data sets in ``DATASETS.COCO_JSON``
+    and ``DATASETS.SETS`` are registered with Detectron2, and their paths become absolute.
 
     Args:
         config_file: path of a yaml file, whose ``_BASE_`` is followed, or None for the defaults.
