@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from clq.data.checks import check_datasets
-from clq.data.datasets import class_names, summary_of
+from clq.data.datasets import _stamp, class_names, summary_of
 from clq.data.formats import readers
 from clq.data.formats.findings import Findings
 from clq.data.left_out import left_out_images
@@ -94,7 +94,7 @@ def test_parts_are_the_same_in_all_formats_and_leave_the_rest_out(sets):
 
 def test_the_order_in_which_a_folder_lists_its_files_does_not_matter(sets, monkeypatch):
     config(sets)
-    before = {entry["name"]: records(entry["name"]) for entry in sets}
+    before = {entry["name"]: (records(entry["name"]), _stamp(entry["name"])) for entry in sets}
     scandir = os.scandir
 
     class Shuffled(list):
@@ -107,7 +107,7 @@ def test_the_order_in_which_a_folder_lists_its_files_does_not_matter(sets, monke
         return Shuffled(found)
 
     monkeypatch.setattr(os, "scandir", shuffled)
-    assert {name: records(name) for name in before} == before
+    assert {name: (records(name), _stamp(name)) for name in before} == before
 
 
 @pytest.mark.parametrize(
