@@ -13,7 +13,7 @@ def draw_distributions(probabilities: np.ndarray, bin_width: np.ndarray) -> Figu
         probabilities: (4, n + 1) probabilities of the bins 0 to n, in strides from the location.
         bin_width: (2,) width and height of a bin in pixels of the image.
     """
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
     sides = zip(figure.subplots(1, 4, sharey=True), _SIDES, probabilities, [*bin_width, *bin_width], strict=True)
     for axes, side, p, width in sides:
         pixels = np.arange(len(p)) * width
@@ -24,4 +24,5 @@ def draw_distributions(probabilities: np.ndarray, bin_width: np.ndarray) -> Figu
         axes.set_xlabel("distance (px)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("probability")
+    figure.suptitle("Where the location expects each side of its box, and the mean", fontsize=11)
     return figure

@@ -52,7 +52,7 @@ def draw_boxes(found: Instances, names: Sequence[str], quality: str, selected: i
         label = int(found.pred_classes[index])
         lines = [names[label], *(f"{name} {value:.3f}" for name, value in numbers(found, index, quality).items())]
         elements.append(
-            f'<rect class="detection{" selected" if index == selected else ""}" data-index="{index}" '
+            f'<rect class="detection{" chosen" if index == selected else ""}" data-index="{index}" '
             f'data-tip="{html.escape("; ".join(lines), quote=True)}" x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" '
             f'height="{y2 - y1:.1f}" stroke="{COLORS[label % len(COLORS)]}"/>'
         )
@@ -62,12 +62,16 @@ def draw_boxes(found: Instances, names: Sequence[str], quality: str, selected: i
 def draw_taps(inspection: Inspection, level: int, location: int) -> str:
     """Draws the location that predicted a box as a cross and the taps of its alignment as circles, by offset group."""
     height, width = inspection.image.shape[:2]
-    radius = max(height, width) / 160
+    radius = max(height, width) / 300
     taps = inspection.taps(level, location)
     x, y = inspection.position(level, location)
     arm = 2 * radius
-    elements = [f'<path class="location" d="M{x - arm:.1f} {y:.1f}h{2 * arm:.1f}M{x:.1f} {y - arm:.1f}v{2 * arm:.1f}"/>']
+    elements = [
+        f'<path class="location" d="M{x - arm:.1f} {y:.1f}h{2 * arm:.1f}M{x:.1f} {y - arm:.1f}v{2 * arm:.1f}"/>'
+    ]
     for group, points in enumerate(() if taps is None else taps):
         color = COLORS[group % len(COLORS)]
-        elements += [f'<circle class="tap" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{color}"/>' for x, y in points]
+        elements += [
+            f'<circle class="tap" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{color}"/>' for x, y in points
+        ]
     return "".join(elements)

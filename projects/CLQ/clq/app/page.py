@@ -24,7 +24,7 @@ _STYLE = """
 svg { width: 100%; max-height: 75vh; display: block; }
 .detection { fill: transparent; stroke-width: 2.5px; vector-effect: non-scaling-stroke; cursor: pointer; }
 .detection:hover { fill: rgba(255, 255, 255, 0.25); }
-.selected { stroke-width: 5px; }
+.chosen { stroke-width: 5px; }
 .tap { stroke: black; stroke-width: 1px; vector-effect: non-scaling-stroke; pointer-events: none; }
 .location { stroke: black; stroke-width: 3px; vector-effect: non-scaling-stroke; fill: none; pointer-events: none; }
 .tip { display: none; position: absolute; padding: 4px 8px; border-radius: 4px; background: black; color: white;
@@ -68,20 +68,26 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Arranges the page and connects its parts."""
-        with gr.Blocks(title=self._title) as blocks:
+        with gr.Blocks(title=self._title, analytics_enabled=False) as blocks:
             gr.Markdown(f"# {html.escape(self._title)}")
             inspection = gr.State()
             with gr.Row():
                 with gr.Column(scale=1):
-                    image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=240)
+                    image = gr.File(label="Image", file_types=["image"], height=130)  # unlike gr.Image it opens nothing
                     threshold = gr.Slider(0, 1, DRAWING_THRESHOLD, step=0.01, label="Lowest score that is shown")
                     ranking = gr.Radio(["final score"], value="final score", label="Ranked by")
-                    details = gr.HTML(_HINT, padding=True)
+                    details = gr.HTML(_HINT, padding=True, elem_id="details")
                 with gr.Column(scale=2):
                     picture = gr.HTML(
-                        "", html_template=_PICTURE, css_template=_STYLE, js_on_load=_SCRIPT, width=1, height=1, shapes=""
+                        "",
+                        html_template=_PICTURE,
+                        css_template=_STYLE,
+                        js_on_load=_SCRIPT,
+                        width=1,
+                        height=1,
+                        shapes="",
                     )
-                    plot = gr.Plot(label="Where the location expects the sides of its box", visible=False)
+                    plot = gr.Plot(show_label=False, visible=False)
             shown, chosen = [picture, details, plot], [inspection, threshold, ranking]
             image.change(self._inspect, [image, threshold], [inspection, ranking, *shown])
             threshold.change(self._refresh, chosen, shown)
