@@ -21,6 +21,7 @@ COMMANDS = {  # name: (module, what it does)
     "predict": ("clq.commands.predict", "detect objects in images"),
     "convert": ("clq.commands.convert", "convert the weights of another code base"),
     "check-data": ("clq.commands.check_data", "check the data sets of a config and summarize them"),
+    "app": ("clq.commands.app", "show detections and what is behind them on a local web page"),
     "doctor": ("clq.doctor", "report what is installed, whether it works, and how to fix what does not"),
 }
 _WITHOUT_LIBRARY = {"doctor"}  # works where torch or Detectron2 cannot be imported

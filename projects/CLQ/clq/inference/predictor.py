@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Predictor:
     Attributes:
         cfg: the config, with the number of classes.
         model: the detector.
+        autocast: context in which the model has the precision of the config.
 
     Raises:
         UserError: the model cannot be built, or the checkpoint is missing or belongs to another model.
@@ -63,7 +64,7 @@ class Predictor:
         self.cfg = cfg
         self.model = optimize_for_inference(model)
         self._categories = categories
-        self._autocast = inference_autocast(cfg)
+        self.autocast = inference_autocast(cfg)
         self._augmentations = AugmentationList(build_test_augmentations(cfg))
         self._read_options = read_options(cfg)
 
@@ -119,14 +120,30 @@ class Predictor:
         Raises:
             UserError: an image is so thin that nothing is left of it at the size that ``INPUT`` asks for.
         """
-        records = []
-        for image in images:
-            height, width = image.shape[:2]
-            resized, transforms = self._transformed(image)
-            tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-            records.append({"image": tensor, "height": height, "width": width, **matrix_entry(transforms)})
-        with self._autocast:
+        records = [self._record(image) for image in images]
+        with self.autocast:
             return [output["instances"].to("cpu") for output in self.model(records)]
+
+    def prepare(self, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
+        """Prepares an image for the model.
+
+        Args:
+            image: see :meth:`__call__`.
+
+        Returns:
+            The image, (H, W, 3) uint8 RGB, and the dictionary that the model takes for it.
+
+        Raises:
+            UserError: as in :meth:`__call__`.
+        """
+        rgb, _ = to_rgb_array(image, self._read_options)
+        return rgb, self._record(self._of_input(rgb))
+
+    def _record(self, image: np.ndarray) -> dict[str, Any]:
+        height, width = image.shape[:2]
+        resized, transforms = self._transformed(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width, **matrix_entry(transforms)}
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Resizes an image (H, W, 3) to the size that ``INPUT`` asks for.
