@@ -200,16 +200,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
     Raises:
         UserError: a data set has no indices.
     """
-    later = object()  # the sampler: it is not built yet, because a resumed training may set another seed
-    parts = build_detection_train_loader.from_config(cfg, mapper=mapper, sampler=later)
-    if isinstance(parts["dataset"], IterableDataset):
-        raise UserError(
-            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
-        )
-
-    if isinstance(parts["dataset"], list):
-        gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
-        parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+    parts = _parts(cfg, mapper)
 
     def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
         seeded = cfg.clone()
@@ -227,6 +218,32 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
         num_workers=parts["num_workers"],
         on_left_out=_Reporter(cfg) if cfg.DATASETS.ON_ERROR == "skip" else None,
     )
+
+
+def count_images(cfg: CfgNode) -> int:
+    """The number of training images that a loader of :func:`build_train_loader` draws from.
+
+    Raises:
+        UserError: see :func:`build_train_loader`.
+    """
+    images = len(_parts(cfg, _unchanged)["dataset"])
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    return images
+
+
+def _parts(cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict[str, Any]:
+    """The parts of Detectron2's loader, without the images that a check has left out."""
+    later = object()  # the sampler: it is not built yet, because a resumed training may set another seed
+    parts = build_detection_train_loader.from_config(cfg, mapper=mapper, sampler=later)
+    if isinstance(parts["dataset"], IterableDataset):
+        raise UserError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
+        )
+    if isinstance(parts["dataset"], list):
+        gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
+        parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+    return parts
 
 
 class _Reporter:

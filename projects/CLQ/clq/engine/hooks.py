@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import PeriodicCheckpointer, PreciseBN
 from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.detector_info import KEY, DetectorInfo
-from clq.checkpoint.folder import BEST, FINAL, FINAL_EMA, checkpoints
+from clq.checkpoint.folder import FINAL, FINAL_EMA, checkpoints
 from clq.checkpoint.storage import save_safetensors, save_torch
 from clq.engine.heartbeat import Heartbeat
 
@@ -127,27 +127,6 @@ class NewestCheckpoints(PeriodicCheckpointer):
         folder = self.checkpointer.save_dir
         names = [name for name in reversed(checkpoints(folder)) if name != f"{FINAL}.pth"]
         self.recent_checkpoints = [os.path.join(folder, name) for name in names]
-
-
-class BestCheckpoint(BestCheckpointer):
-    """Saves ``model_best.pth`` after each evaluation that is better than all before, also those before a resume.
-
-    Args:
-        period: number of steps from one evaluation to the next.
-        checkpointer: checkpointer of the training.
-        metric: name of the metric.
-    """
-
-    def __init__(self, period: int, checkpointer: Checkpointer, metric: str = "bbox/AP"):
-        super().__init__(period, checkpointer, metric, file_prefix=BEST)
-
-    def state_dict(self) -> dict:
-        """The best value so far and its iteration."""
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Continues with a saved best value."""
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
 
 class FinalSafetensors(HookBase):

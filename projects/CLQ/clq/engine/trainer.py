@@ -25,8 +25,8 @@ from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
+from clq.engine.best import BestCheckpoint, EndedEarly, best_metric, is_of_average
 from clq.engine.hooks import (
-    BestCheckpoint,
     EMAHook,
     FinalSafetensors,
     HeartbeatHook,
@@ -38,6 +38,7 @@ from clq.engine.nonfinite import FiniteWeights
 from clq.engine.optimizer import adopt_groups, build_optimizer
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
+from clq.engine.schedule import scale_to_workers, with_iterations
 from clq.engine.stop_hook import StopHook
 from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator
@@ -81,21 +82,14 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.waited = 0  # evaluations without a better result that have ended the training early, if any
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scales a config as Detectron2 does, except for the learning rate.
-
-        That is scaled to the batch by :func:`~clq.engine.optimizer.learning_rate`.
-        """
-        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        if scaled is not cfg and cfg.SOLVER.REFERENCE_BATCH > 0:
-            scaled.defrost()
-            scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR
-            scaled.freeze()
-        return scaled
+        """See :func:`~clq.engine.schedule.scale_to_workers`."""
+        return scale_to_workers(cfg, num_workers)
 
     def build_hooks(self) -> list[HookBase]:
         """Returns Detectron2's hooks and those of this project.
@@ -125,20 +119,29 @@ class Trainer(DefaultTrainer):
         evaluation += 2
         if cfg.SOLVER.SAVE_SAFETENSORS:
             hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR, self.checkpointer.detector))
-        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
-            hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
-        if cfg.TEST.AUG.ENABLED:
-            hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
-            hooks.insert(evaluation + 1, hook)  # before the writers
+        average = None
         if cfg.SOLVER.EMA.ENABLED:
             average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR, self.checkpointer.detector)
             weights.add("average", average.model.state_dict)
+        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
+            hooks.insert(evaluation + 1, self._build_best(average, weights))
+        if cfg.TEST.AUG.ENABLED:
+            hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
+            hooks.insert(evaluation + 1, hook)  # before the writers
+        if average is not None:
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
             hooks.insert(0, average)  # before the checkpointer, which saves it
         hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
         if (beat := heartbeat.current()) is not None:
             hooks.insert(0, HeartbeatHook(beat))
         return hooks
+
+    def _build_best(self, average: EMAHook | None, weights: FiniteWeights) -> BestCheckpoint:
+        """The hook of ``TEST.BEST_METRIC`` and ``SOLVER.PATIENCE``."""
+        metric = best_metric(self.cfg)
+        model = average.model if average is not None and is_of_average(metric) else None
+        period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.PATIENCE
+        return BestCheckpoint(period, self.checkpointer, metric, patience=patience, average=model, weights=weights)
 
     def _test_average(self, model: nn.Module) -> dict:
         """Evaluates the moving average of the weights."""
@@ -157,14 +160,18 @@ class Trainer(DefaultTrainer):
         with signals.stop_signals(), signals.deferred():
             try:
                 super().train()
+            except EndedEarly:
+                pass
             except signals.InterruptedAtOnce as e:  # in an evaluation, which changes nothing
                 self._stop_hook.end(e.signum)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def after_train(self) -> None:
-        """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
+        """Detectron2's, without the evaluation that would follow a last step that has failed, or is evaluated."""
         if self.iter < self.max_iter:
             self._hooks: list[HookBase] = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        elif self.waited:
+            self._hooks = [hook for hook in self._hooks if not (isinstance(hook, EvalHook) and hook._period)]
         super().after_train()
 
     @classmethod
@@ -220,6 +227,11 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See :func:`~clq.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's scheduler; steps may be fractions of the training."""
+        return super().build_lr_scheduler(with_iterations(cfg), optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
