@@ -1,5 +1,7 @@
 """A training in epochs with evaluations in between, which ends early and is resumed."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -51,7 +53,8 @@ def test_the_saved_config_has_epochs_and_what_follows_from_them(ended):
     assert (saved["TEST"]["EVAL_PERIOD"], saved["SOLVER"]["CHECKPOINT_PERIOD"]) == (1, 1)
 
 
-def test_it_is_finished_and_goes_on_with_more_patience(ended, tiny, trained, run, capsys):
+def test_it_is_finished_and_goes_on_with_more_patience(ended, tiny, trained, run, capsys, tmp_path):
+    ended = shutil.copytree(ended, tmp_path / "copy")
     capsys.readouterr()
     assert train(run, tiny, trained, ended) == 0
     assert capsys.readouterr().out.endswith(
