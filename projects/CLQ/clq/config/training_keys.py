@@ -171,7 +171,7 @@ LOGGING_KEYS = (
     Key(
         "LOGGING.MLFLOW.ENABLED",
         False,
-        "Whether a training writes its metrics to MLflow, too (`pip install mlflow-skinny`). The variables of its "
+        "Whether a training writes its metrics to MLflow, too (`pip install mlflow`). The variables of its "
         "library apply, such as MLFLOW_TRACKING_URI.",
     ),
     Key("LOGGING.MLFLOW.EXPERIMENT", "clq", "The experiment at MLflow."),

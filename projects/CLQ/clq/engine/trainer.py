@@ -12,6 +12,7 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,7 @@ from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
 from clq.engine.best import BestCheckpoint, EndedEarly, best_metric, is_of_average
+from clq.engine.curves import CurvesHook
 from clq.engine.hooks import (
     EMAHook,
     FinalSafetensors,
@@ -34,12 +36,14 @@ from clq.engine.hooks import (
     ResumablePreciseBN,
     ShortHistory,
 )
+from clq.engine.metrics_csv import FILE_NAME, CSVWriter
 from clq.engine.nonfinite import FiniteWeights
 from clq.engine.optimizer import adopt_groups, build_optimizer
 from clq.engine.process_group import share_buffers
 from clq.engine.resume import ExactResume
 from clq.engine.schedule import scale_to_workers, with_iterations
 from clq.engine.stop_hook import StopHook
+from clq.engine.trackers import build_trackers
 from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator
 from clq.modeling.meta_arch.clq import CLQ
@@ -131,10 +135,21 @@ class Trainer(DefaultTrainer):
         if average is not None:
             hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
             hooks.insert(0, average)  # before the checkpointer, which saves it
+        hooks.append(CurvesHook(cfg.OUTPUT_DIR))
         hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
         if (beat := heartbeat.current()) is not None:
             hooks.insert(0, HeartbeatHook(beat))
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Returns Detectron2's writers, that of ``metrics.csv``, and those of ``LOGGING``."""
+        trainer = weakref.proxy(self)
+
+        def start() -> int:
+            return trainer.start_iter
+
+        path = os.path.join(self.cfg.OUTPUT_DIR, FILE_NAME)
+        return [*super().build_writers(), CSVWriter(path, start), *build_trackers(self.cfg, start)]
 
     def _build_best(self, average: EMAHook | None, weights: FiniteWeights) -> BestCheckpoint:
         """The hook of ``TEST.BEST_METRIC`` and ``SOLVER.PATIENCE``."""
