@@ -1,10 +1,12 @@
 """A training in epochs with evaluations in between, which ends early and is resumed."""
 
+import json
 import shutil
 
 import pytest
 import torch
 import yaml
+from clq.engine.metrics_csv import read_metrics
 
 # Steps that change nothing but the count: every evaluation gives the same AP.
 STILL = [
@@ -45,6 +47,18 @@ def test_a_training_ends_early_with_all_of_its_files(ended):
     assert log.count("Evaluation results for bbox") == 2  # none at the end: the last step is evaluated already
     assert {"model_final.safetensors", "finished", "last_checkpoint"} <= {path.name for path in ended.iterdir()}
     assert "Traceback" not in log
+
+
+def test_each_evaluation_is_in_the_metrics(ended):
+    """Though the writers write after every 20 iterations only."""
+    lines = [json.loads(line) for line in (ended / "metrics.json").read_text().splitlines()]
+    found = {line["iteration"]: line for line in lines if "bbox/AP" in line}
+    assert found.keys() == {0, 1}
+    _, rows = read_metrics(ended / "metrics.csv")
+    assert {i: float(row["bbox/AP-red"]) for i, row in rows.items() if "bbox/AP-red" in row} == {
+        i: line["bbox/AP-red"] for i, line in found.items()
+    }
+    assert (ended / "curves.png").is_file()
 
 
 def test_the_saved_config_has_epochs_and_what_follows_from_them(ended):

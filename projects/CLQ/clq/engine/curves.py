@@ -62,10 +62,12 @@ def draw_curves(metrics: str, picture: str) -> None:
         axes.grid(alpha=0.3)
         if title == "loss":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         if title == "AP":
             axes.set_ylim(bottom=0)
         if len(names) > 1:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper right" if title == "loss" else "best")
     figure.savefig(picture)
 
 

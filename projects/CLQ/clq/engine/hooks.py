@@ -8,8 +8,9 @@ from collections import defaultdict
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter, PreciseBN
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -127,6 +128,38 @@ class NewestCheckpoints(PeriodicCheckpointer):
         folder = self.checkpointer.save_dir
         names = [name for name in reversed(checkpoints(folder)) if name != f"{FINAL}.pth"]
         self.recent_checkpoints = [os.path.join(folder, name) for name in names]
+
+
+class WriterOfEvaluations(PeriodicWriter):
+    """Detectron2's PeriodicWriter, which also writes after each evaluation.
+
+    The storage keeps the last value of each metric. Of evaluations that follow each other faster than the writer
+    writes, all but the last would be lost.
+
+    Args:
+        writers: the writers.
+        period: number of steps from one time that they write to the next.
+        evaluation_period: number of steps from one evaluation to the next; 0 for none.
+    """
+
+    def __init__(self, writers: list[EventWriter], period: int, evaluation_period: int):
+        super().__init__(writers, period)
+        self._evaluation_period = evaluation_period
+
+    def before_train(self) -> None:
+        """Writes an evaluation that has been repeated before the first step."""
+        self._write_values()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0:
+            self._write_values()
+
+    def _write_values(self) -> None:
+        """Lets all writers write what is new, except the one that prints the state of the training each time."""
+        for writer in self._writers:
+            if not isinstance(writer, CommonMetricPrinter):
+                writer.write()
 
 
 class FinalSafetensors(HookBase):

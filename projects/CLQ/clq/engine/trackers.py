@@ -44,7 +44,8 @@ class TrackerWriter(ScalarWriter):
 
     def write(self) -> None:
         rows = self.new_scalars()
-        self._try(lambda: self._write(rows))
+        if rows or self._next is None:
+            self._try(lambda: self._write(rows))
 
     def close(self) -> None:
         if self._next is not None:

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import EvalHook
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -26,23 +26,12 @@ from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.best import BestCheckpoint, EndedEarly, best_metric, is_of_average
-from clq.engine.curves import CurvesHook
-from clq.engine.hooks import (
-    EMAHook,
-    FinalSafetensors,
-    HeartbeatHook,
-    NewestCheckpoints,
-    ResumablePreciseBN,
-    ShortHistory,
-)
+from clq.engine.best import EndedEarly
+from clq.engine.hook_list import complete_hooks
 from clq.engine.metrics_csv import FILE_NAME, CSVWriter
-from clq.engine.nonfinite import FiniteWeights
 from clq.engine.optimizer import adopt_groups, build_optimizer
 from clq.engine.process_group import share_buffers
-from clq.engine.resume import ExactResume
 from clq.engine.schedule import scale_to_workers, with_iterations
-from clq.engine.stop_hook import StopHook
 from clq.engine.trackers import build_trackers
 from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator
@@ -103,42 +92,7 @@ class Trainer(DefaultTrainer):
         ``EMA/bbox/AP`` and so on, and its detections are written to the folder ``ema/inference``. With ``TEST.AUG``,
         the training ends with an evaluation with test-time augmentation.
         """
-        hooks, cfg = super().build_hooks(), self.cfg
-        for i, hook in enumerate(hooks):
-            if isinstance(hook, PreciseBN):
-                loader = self.build_train_loader(self.cfg)
-                hooks[i] = ResumablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
-            elif isinstance(hook, PeriodicCheckpointer):  # on the main process only
-                hooks[i] = NewestCheckpoints(
-                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
-                )
-        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        period = cfg.SOLVER.CHECKPOINT_PERIOD
-        states = {"model": self.checkpointer.model.state_dict, "optimizer": self.optimizer.state_dict}
-        weights = FiniteWeights(period, **states)
-        self._stop_hook = StopHook(self.checkpointer, weights, period)
-        hooks.insert(evaluation, self._stop_hook)
-        writing = next((i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer)), evaluation)
-        hooks.insert(writing, weights)
-        evaluation += 2
-        if cfg.SOLVER.SAVE_SAFETENSORS:
-            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR, self.checkpointer.detector))
-        average = None
-        if cfg.SOLVER.EMA.ENABLED:
-            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR, self.checkpointer.detector)
-            weights.add("average", average.model.state_dict)
-        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
-            hooks.insert(evaluation + 1, self._build_best(average, weights))
-        if cfg.TEST.AUG.ENABLED:
-            hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
-            hooks.insert(evaluation + 1, hook)  # before the writers
-        if average is not None:
-            hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
-            hooks.insert(0, average)  # before the checkpointer, which saves it
-        hooks.append(CurvesHook(cfg.OUTPUT_DIR))
-        hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
-        if (beat := heartbeat.current()) is not None:
-            hooks.insert(0, HeartbeatHook(beat))
+        hooks, self._stop_hook = complete_hooks(self, super().build_hooks())
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
@@ -151,14 +105,7 @@ class Trainer(DefaultTrainer):
         path = os.path.join(self.cfg.OUTPUT_DIR, FILE_NAME)
         return [*super().build_writers(), CSVWriter(path, start), *build_trackers(self.cfg, start)]
 
-    def _build_best(self, average: EMAHook | None, weights: FiniteWeights) -> BestCheckpoint:
-        """The hook of ``TEST.BEST_METRIC`` and ``SOLVER.PATIENCE``."""
-        metric = best_metric(self.cfg)
-        model = average.model if average is not None and is_of_average(metric) else None
-        period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.PATIENCE
-        return BestCheckpoint(period, self.checkpointer, metric, patience=patience, average=model, weights=weights)
-
-    def _test_average(self, model: nn.Module) -> dict:
+    def test_average(self, model: nn.Module) -> dict:
         """Evaluates the moving average of the weights."""
         cfg = self.cfg.clone()
         cfg.defrost()
