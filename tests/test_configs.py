@@ -6,6 +6,8 @@ import torch
 import torchvision
 import yaml
 from clq.checkpoint.torchvision_weights import torchvision_to_detectron2
+from clq.engine.config_checks import check_model, check_training
+from clq.engine.schedule import resolve_epochs
 from detectron2.modeling import build_backbone, build_model
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -109,7 +111,28 @@ def test_variants_differ_in_their_own_parts_only(one, other, keys):
     assert differing(one, other) == {f"MODEL.CLQ.{key}" for key in keys}
 
 
+# What the configs for small data sets change: length, batch, schedule, evaluation, the average, sizes and colours.
+FINETUNING = {
+    *(f"SOLVER.{key}" for key in ("EPOCHS", "IMS_PER_BATCH", "LR_SCHEDULER_NAME", "WARMUP_ITERS", "PATIENCE")),
+    *("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINTS_KEPT", "SOLVER.EMA.ENABLED", "SOLVER.EMA.DECAY"),
+    *("TEST.EVAL_EPOCHS", "TEST.BEST_METRIC", "DATALOADER.NUM_WORKERS"),
+}
+FINETUNED = [name for name in NAMES if name.startswith("finetune/")]
 SCHEDULES_AND_BACKBONES = [
+    (
+        CLQ,
+        "finetune/clq_R_50_FPN",
+        {*FINETUNING, "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.AUG.COLOR"},
+    ),
+    (
+        "finetune/clq_R_50_FPN",
+        "finetune/clq_R_18_FPN",
+        {
+            *("MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH", "MODEL.RESNETS.RES2_OUT_CHANNELS"),
+            *(f"INPUT.{side}_SIZE_{split}" for side in ("MIN", "MAX") for split in ("TRAIN", "TEST")),
+        },
+    ),
+    ("CLQ/clq_lite_320", "finetune/clq_lite_320", {*FINETUNING, "INPUT.AUG.MIN_VISIBLE"}),
     (ATSS, "ATSS/atss_R_50_FPN_2x_ms", MULTI_SCALE),
     (CLQ, "CLQ/clq_R_50_FPN_2x_ms", MULTI_SCALE),
     ("VFNET/vfnet_R_50_FPN_1x", "VFNET/vfnet_R_50_FPN_2x_ms", MULTI_SCALE),
@@ -158,9 +181,25 @@ def test_every_config_is_compared_with_another():
     assert {f"{name}.yaml" for name in compared} == set(NAMES) - elsewhere
 
 
+@pytest.mark.parametrize("name", FINETUNED)
+def test_a_config_for_small_data_sets_trains_on_them(name, tiny):
+    """Its keys fit together, and its length follows from the 16 images of the training set."""
+    datasets = load(tiny).DATASETS
+    cfg = load(name, *(x for key in ("COCO_JSON", "TRAIN", "TEST") for x in (f"DATASETS.{key}", datasets[key])))
+    check_model(cfg)
+    check_training(cfg)
+    resolve_epochs(cfg)
+    iterations = -(-16 // cfg.SOLVER.IMS_PER_BATCH)
+    assert cfg.SOLVER.EPOCHS * iterations == cfg.SOLVER.MAX_ITER
+    assert cfg.TEST.EVAL_EPOCHS * iterations == cfg.TEST.EVAL_PERIOD
+    assert cfg.SOLVER.PATIENCE * cfg.TEST.EVAL_EPOCHS < cfg.SOLVER.EPOCHS / 2  # it can end early
+    assert cfg.SOLVER.EPOCHS % cfg.TEST.EVAL_EPOCHS == 0
+
+
 @pytest.mark.parametrize(
     "name, backbone",
     [
+        ("finetune/clq_R_18_FPN", "resnet18"),
         ("Base-Dense-R50-FPN", "resnet50"),
         ("CLQ/clq_R_101_FPN_2x_ms", "resnet101"),
         ("CLQ/clq_X_101_64x4d_FPN_2x_ms", "resnext101_64x4d"),

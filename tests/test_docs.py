@@ -16,7 +16,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT /
 FOLDERS = [ROOT, ROOT / "projects/CLQ", ROOT / "projects/CLQ/clq", ROOT / "projects/CLQ/clq/modeling", ROOT / "configs"]
 PATH = re.compile(r"(?<![\w/.-])[\w.-]+(?:/[\w.-]+)+\.(?:py|yaml|md|jpg|png)\b")
 MADE_BY_COMMANDS = ("output/", "datasets/", "data/")
-KEY = re.compile(r"\b(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)(?:\.[A-Z0-9_]+)+\b")
+KEY = re.compile(r"\b(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER|LOGGING)(?:\.[A-Z0-9_]+)+\b")
 each = functools.partial(pytest.mark.parametrize, "document", ids=lambda path: str(path.relative_to(ROOT)))
 all_documents = each(DOCUMENTS)
 # The changelog also names what no longer exists. docs/CONFIG.md is generated; tests/config holds its table of keys

@@ -40,7 +40,7 @@ def _values(key: Key) -> str:
         earlier = [f"{_code(old)}: The earlier name of {_code(new)}." for old, new in key.values.renamed.items()]
         return "<br>".join(choices + earlier)
     if key.values is None:
-        return "`True` or `False`" if isinstance(key.default, bool) else "a list"
+        return {bool: "`True` or `False`", str: "text"}.get(type(key.default), "a list")
     return _cell(key.values.describe())
 
 

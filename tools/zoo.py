@@ -116,7 +116,7 @@ def coco_table() -> str:
     lines = []
     for path in sorted(ROOT.glob("configs/*/*.yaml")):
         name = str(path.relative_to(ROOT / "configs").with_suffix(""))
-        if name.startswith("sample/") or "/mmdet_" in name:  # these configs have no published AP
+        if name.startswith(("sample/", "finetune/")) or "/mmdet_" in name:  # these configs have no published AP
             continue
         cfg = clq.setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
         sizes = cfg.INPUT.LETTERBOX.SIZE if cfg.INPUT.LETTERBOX.ENABLED else cfg.INPUT.MIN_SIZE_TRAIN

@@ -117,21 +117,59 @@ def test_only_a_training_that_came_to_its_end_is_finished(tmp_path, capsys):
     made, _ = hook("OUTPUT_DIR", str(tmp_path))
     made.trainer.iter = 9  # an error in the last iteration
     made.after_train()
-    assert not is_finished(str(tmp_path), 10)
+    assert not finished(tmp_path, "SOLVER.MAX_ITER", 10)
     made.trainer.iter = 10
     made.after_train()
     assert capsys.readouterr().out == ""
-    assert is_finished(str(tmp_path), 10)
+    assert finished(tmp_path, "SOLVER.MAX_ITER", 10)
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 1 and "finished, after 10 iterations. To go on, raise SOLVER.MAX_ITER" in said
-    assert not is_finished(str(tmp_path), 11)
+    assert not finished(tmp_path, "SOLVER.MAX_ITER", 11)
+    assert not finished(tmp_path, "SOLVER.EPOCHS", 1)  # it may be fewer epochs
     made.before_train()  # goes on
-    assert not is_finished(str(tmp_path), 10)
+    assert not finished(tmp_path, "SOLVER.MAX_ITER", 10)
 
 
-def test_a_marker_that_was_interrupted_does_not_count(tmp_path):
-    (tmp_path / "finished").write_text("")
-    assert not is_finished(str(tmp_path), 10)
+def test_a_training_in_epochs_is_finished_after_as_many_epochs(tmp_path, capsys):
+    """Whatever their number of iterations: the data are not read."""
+    made, _ = hook("OUTPUT_DIR", str(tmp_path), "SOLVER.EPOCHS", 5)
+    made.trainer.iter = 10
+    made.after_train()
+    assert finished(tmp_path, "SOLVER.EPOCHS", 5) and finished(tmp_path, "SOLVER.MAX_ITER", 10)
+    assert "finished, after 5 epochs. To go on, raise SOLVER.EPOCHS above 5" in capsys.readouterr().out
+    assert not finished(tmp_path, "SOLVER.EPOCHS", 6)
+
+
+def test_a_training_that_ended_early_is_finished_for_its_patience(tmp_path, capsys):
+    opts = ["SOLVER.EPOCHS", 5, "SOLVER.PATIENCE"]
+    made, _ = hook("OUTPUT_DIR", str(tmp_path), *opts, 3)
+    made.trainer.iter = made.trainer.max_iter = 6
+    made.trainer.waited = 3
+    made.after_train()
+    assert finished(tmp_path, *opts, 3)
+    assert "6 iterations and 3 evaluations without a better bbox/AP. To go on, set SOLVER.PATIENCE to 0 or above 3" in (
+        capsys.readouterr().out
+    )
+    assert not finished(tmp_path, *opts, 4) and not finished(tmp_path, *opts, 0)
+    assert not finished(tmp_path, "SOLVER.MAX_ITER", 10)
+
+
+def test_a_number_of_iterations_for_other_processes_is_scaled(tmp_path, monkeypatch):
+    (tmp_path / "finished").write_text("5\n")  # as an older version wrote it
+    opts = ["SOLVER.MAX_ITER", 10, "SOLVER.REFERENCE_WORLD_SIZE", 1]
+    assert not finished(tmp_path, *opts)
+    monkeypatch.setattr("clq.engine.resume.comm.get_world_size", lambda: 2)
+    assert finished(tmp_path, *opts)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"iterations": "many"}', "null"])
+def test_a_marker_that_was_interrupted_does_not_count(text, tmp_path):
+    (tmp_path / "finished").write_text(text)
+    assert not finished(tmp_path, "SOLVER.MAX_ITER", 1)
+
+
+def finished(folder, *opts):
+    return is_finished(clq.setup_cfg(None, ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder), *opts]))
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from clq.engine.dry_run import dry_run
 from clq.engine.launch import argument_parser, launch
 from clq.engine.process_group import check_same_checkpoints, set_up_other_ranks
 from clq.engine.resume import is_finished
+from clq.engine.schedule import resolve_epochs
 from clq.engine.signals import stop_signals
 from clq.engine.trainer import Trainer
 from clq.errors import UserError
@@ -101,8 +102,7 @@ def _setup(args: argparse.Namespace, output_dir: str | None = None) -> CfgNode |
         check_training(cfg)
         if not args.resume:
             refuse_overwriting(cfg.OUTPUT_DIR)
-        max_iter = Trainer.auto_scale_workers(cfg, comm.get_world_size()).SOLVER.MAX_ITER
-        if args.resume and is_finished(cfg.OUTPUT_DIR, max_iter):
+        if args.resume and is_finished(cfg):
             return None
     cfg.OUTPUT_DIR = output_dir or cfg.OUTPUT_DIR
     if comm.is_main_process():
@@ -112,6 +112,8 @@ def _setup(args: argparse.Namespace, output_dir: str | None = None) -> CfgNode |
     if comm.is_main_process():
         write_left_out(cfg.OUTPUT_DIR, left_out)
     fill_num_classes(cfg)
+    if not args.eval_only:
+        resolve_epochs(cfg)
     cfg.freeze()
     if comm.is_main_process():
         default_setup(cfg, args)

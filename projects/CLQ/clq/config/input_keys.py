@@ -124,3 +124,35 @@ AUGMENTATION_KEYS = (
         _SHARE,
     ),
 )
+
+MIXING_KEYS = (
+    Key(
+        "INPUT.AUG.MOSAIC",
+        0.0,
+        "The probability that a training image is a mosaic: four images, each resized once from its original, that "
+        "meet in a random point of the frame. The frame is INPUT.LETTERBOX.SIZE or INPUT.AUG.CROP, or else the size "
+        "that the image would have alone. INPUT.AUG.MIN_VISIBLE decides which cut boxes are kept.",
+        _SHARE,
+    ),
+    Key(
+        "INPUT.AUG.MOSAIC_SCALE",
+        [0.5, 1.0],
+        "The four images of a mosaic are resized to their usual size times a factor from this range, which takes the "
+        "place of INPUT.AUG.SCALE.",
+        Numbers(("lowest", "highest"), Number(minimum=0.001, maximum=1000), ascending=True),
+    ),
+    Key(
+        "INPUT.AUG.MIXUP",
+        0.0,
+        "The probability that a training image is the weighted mean of two, with the boxes of both. The weight is "
+        "drawn from Beta(32, 32), so it is close to a half. The first may be a mosaic.",
+        _SHARE,
+    ),
+    Key(
+        "INPUT.AUG.MIXING_ENDS",
+        0.9,
+        "The share of the training after which there are no mosaics and no mixup, so that it ends with images like "
+        "those of the test.",
+        _SHARE,
+    ),
+)

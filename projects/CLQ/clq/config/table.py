@@ -4,11 +4,11 @@ import copy
 
 from detectron2.config import CfgNode
 
-from clq.config.input_keys import AUGMENTATION_KEYS, IMAGE_KEYS, LETTERBOX_KEYS
+from clq.config.input_keys import AUGMENTATION_KEYS, IMAGE_KEYS, LETTERBOX_KEYS, MIXING_KEYS
 from clq.config.key import Key, OneOf
 from clq.config.loss_keys import ASSIGN_KEYS, BOX_KEYS, CLS_KEYS, QUALITY_KEYS
 from clq.config.model_keys import BACKBONE_KEYS, BOX_FEATURE_KEYS, DETECTOR_KEYS, HEAD_KEYS, SELECTION_KEYS
-from clq.config.training_keys import DATA_KEYS, SOLVER_KEYS, TEST_KEYS
+from clq.config.training_keys import DATA_KEYS, LOGGING_KEYS, SOLVER_KEYS, TEST_KEYS
 from clq.utils.config_tree import get_key
 
 # The keys under headings, in the order of docs/CONFIG.md and of the config itself.
@@ -25,9 +25,11 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
     "Data sets": DATA_KEYS,
     "Training": SOLVER_KEYS,
     "Testing": TEST_KEYS,
+    "Logging": LOGGING_KEYS,
     "Image files": IMAGE_KEYS,
     "Letterbox": LETTERBOX_KEYS,
     "Augmentation": AUGMENTATION_KEYS,
+    "Mosaic and mixup": MIXING_KEYS,
 }
 KEYS: dict[str, Key] = {key.path: key for keys in SECTIONS.values() for key in keys}
 

@@ -79,6 +79,29 @@ DATA_KEYS = (
 
 SOLVER_KEYS = (
     Key(
+        "SOLVER.EPOCHS",
+        0,
+        "The number of times that a training sees each image. It sets SOLVER.MAX_ITER, TEST.EVAL_PERIOD and "
+        "SOLVER.CHECKPOINT_PERIOD, whatever these are otherwise; an epoch has as many iterations as batches hold all "
+        "training images. SOLVER.STEPS must then be fractions, and SOLVER.WARMUP_ITERS counts up to a tenth of the "
+        "training. With 0, SOLVER.MAX_ITER says how long a training is. SOLVER.STEPS may be fractions of the training, "
+        "such as (0.67, 0.89), in either case.",
+        Number(minimum=0),
+    ),
+    Key(
+        "SOLVER.CHECKPOINT_EPOCHS",
+        1,
+        "The number of epochs from one checkpoint to the next, with SOLVER.EPOCHS.",
+        Number(minimum=1),
+    ),
+    Key(
+        "SOLVER.PATIENCE",
+        0,
+        "The number of evaluations in a row without a better TEST.BEST_METRIC after which a training ends early. With "
+        "0 it does not.",
+        Number(minimum=0),
+    ),
+    Key(
         "SOLVER.CHECKPOINTS_KEPT",
         5,
         "The number of newest periodic checkpoints that a training keeps; older ones are deleted. The final checkpoint "
@@ -154,7 +177,38 @@ SOLVER_KEYS = (
     ),
 )
 
+LOGGING_KEYS = (
+    Key(
+        "LOGGING.WANDB.ENABLED",
+        False,
+        "Whether a training writes its metrics to Weights & Biases, too (`pip install wandb`). The variables of its "
+        "library apply, such as WANDB_MODE=offline and WANDB_ENTITY.",
+    ),
+    Key("LOGGING.WANDB.PROJECT", "clq", "The project at Weights & Biases."),
+    Key(
+        "LOGGING.MLFLOW.ENABLED",
+        False,
+        "Whether a training writes its metrics to MLflow, too (`pip install mlflow`). The variables of its "
+        "library apply, such as MLFLOW_TRACKING_URI.",
+    ),
+    Key("LOGGING.MLFLOW.EXPERIMENT", "clq", "The experiment at MLflow."),
+)
+
 TEST_KEYS = (
+    Key(
+        "TEST.EVAL_EPOCHS",
+        1,
+        "The number of epochs from one evaluation to the next, with SOLVER.EPOCHS; 0 evaluates at the end only.",
+        Number(minimum=0),
+    ),
+    Key(
+        "TEST.BEST_METRIC",
+        "bbox/AP",
+        "The metric whose best value decides what model_best.pth holds, by its name in metrics.json: bbox/AP, "
+        "bbox/AP50, bbox/AP75, bbox/APs, bbox/APm, bbox/APl, or bbox/AP-NAME of a class. EMA/bbox/AP is that of the "
+        "moving average (SOLVER.EMA), which model_best.pth then holds. Of several test sets the first counts; "
+        "NAME/bbox/AP chooses another one.",
+    ),
     Key("TEST.AMP.ENABLED", False, "Whether evaluation and prediction use mixed precision."),
     Key("TEST.AMP.DTYPE", "auto", "The data type of mixed precision in evaluation and prediction.", _DTYPES),
 )

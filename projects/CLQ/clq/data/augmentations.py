@@ -21,9 +21,15 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """
     check_keys(cfg, "INPUT.AUG")
     check_letterbox(cfg)
-    aug = cfg.INPUT.AUG
-    _check_channels(aug, cfg.INPUT.FORMAT)
+    _check_channels(cfg.INPUT.AUG, cfg.INPUT.FORMAT)
     augmentations = [_build_letterbox(cfg)] if cfg.INPUT.LETTERBOX.ENABLED else _build_resizing(cfg)
+    return augmentations + build_color_augmentations(cfg)
+
+
+def build_color_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Builds the augmentations of training that change colours."""
+    aug = cfg.INPUT.AUG
+    augmentations: list[T.Augmentation] = []
     if aug.COLOR:
         augmentations.append(RandomColor(aug.COLOR, cfg.INPUT.FORMAT))
     if aug.BRIGHTNESS or tuple(aug.CONTRAST) != (1, 1) or tuple(aug.SATURATION) != (1, 1):
@@ -57,16 +63,35 @@ def _build_letterbox(cfg: CfgNode) -> Letterbox:
 def _build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
     """The geometric augmentations without a letterbox."""
     aug = cfg.INPUT.AUG
-    with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
-        resize, *flip = build_augmentation(cfg, is_train=True)
-        crop = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)] if cfg.INPUT.CROP.ENABLED else []
-    exact = [RandomQuarterTurns()] if aug.ROTATE90 else []  # these move pixels without interpolation
-    if aug.FLIP_VERTICAL:
-        exact.append(T.RandomFlip(horizontal=False, vertical=True))
+    crop, resize, flip, exact = _build_geometry(cfg)
     if aug.CROP or tuple(aug.SCALE) != (1, 1):
         zoom = RandomZoomCrop(resize, zoom=_build_zoom(aug), size=tuple(aug.CROP) or None)
         return [*crop, *flip, *exact, zoom]  # flipped before it is padded, so the padding stays right and below
     return [*crop, resize, *flip, *exact]
+
+
+def _build_geometry(
+    cfg: CfgNode,
+) -> tuple[list[T.Augmentation], T.ResizeShortestEdge, list[T.Augmentation], list[T.Augmentation]]:
+    """Detectron2's crop, resizing and flip, and the turns and flips of this project. All but the resizing are exact."""
+    with blamed_on("INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and CROP"):
+        resize, *flip = build_augmentation(cfg, is_train=True)
+        crop = [T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)] if cfg.INPUT.CROP.ENABLED else []
+    exact = [RandomQuarterTurns()] if cfg.INPUT.AUG.ROTATE90 else []  # these move pixels without interpolation
+    if cfg.INPUT.AUG.FLIP_VERTICAL:
+        exact.append(T.RandomFlip(horizontal=False, vertical=True))
+    return crop, resize, flip, exact
+
+
+def build_tile_augmentations(cfg: CfgNode) -> tuple[list[T.Augmentation], T.ResizeShortestEdge]:
+    """Builds what happens to each image of a mosaic.
+
+    Returns:
+        The augmentations before the resizing, which move pixels without interpolation; and Detectron2's resizing, which
+        ``INPUT.LETTERBOX`` replaces.
+    """
+    crop, resize, flip, exact = _build_geometry(cfg)
+    return [*crop, *flip, *exact], resize
 
 
 def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

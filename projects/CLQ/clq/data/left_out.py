@@ -5,6 +5,8 @@ import logging
 import os
 from collections.abc import Iterable
 
+from detectron2.config import CfgNode
+
 from clq.data.formats.findings import LeftOut
 
 logger = logging.getLogger(__name__)
@@ -42,3 +44,18 @@ def write_left_out(folder: str, entries: Iterable[LeftOut]) -> None:
                 f.write("".join(f"{line}\n" for line in new))
     except OSError as e:  # a full disk must not end a training that can go on
         logger.warning("%s: cannot be written (%s)", path, e.strerror or e)
+
+
+class Reporter:
+    """Reports each training image that cannot be used, once: in the log and in ``left_out.jsonl``."""
+
+    def __init__(self, cfg: CfgNode):
+        self._name, self._folder = ", ".join(cfg.DATASETS.TRAIN), cfg.OUTPUT_DIR
+        self._reported: set[str] = set()
+
+    def __call__(self, path: str, reason: str) -> None:
+        if path in self._reported:
+            return
+        self._reported.add(path)
+        logger.warning("left out: %s", reason)
+        write_left_out(self._folder, [LeftOut(self._name, path, None, reason)])

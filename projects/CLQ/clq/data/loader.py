@@ -8,7 +8,6 @@ although nothing about the loader is saved. The number of workers and what they 
 
 import hashlib
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,13 +18,11 @@ from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from clq.data.formats.findings import LeftOut
 from clq.data.images import ImageError
-from clq.data.left_out import left_out_images, write_left_out
+from clq.data.left_out import Reporter, left_out_images
+from clq.data.mixing_mapper import MixingMapper
 from clq.errors import UserError
 from clq.utils.random_states import random_states, set_random_states
-
-logger = logging.getLogger(__name__)
 
 # The second entry of a key of random states, after the seed. It tells the uses of random numbers apart.
 SAMPLE, STEP, SAMPLER = 0, 1, 2
@@ -155,7 +152,7 @@ class _Samples(Dataset):
             the position, too.
     """
 
-    def __init__(self, dataset: Dataset, mapper: Callable[[dict], dict], seed: int, groups: bytes | None):
+    def __init__(self, dataset: Any, mapper: Callable[[dict], dict], seed: int, groups: bytes | None):
         self._dataset = dataset
         self._mapper = mapper
         self._seed = seed
@@ -167,24 +164,30 @@ class _Samples(Dataset):
         key = self._seed, SAMPLE, position
         if get_worker_info() is not None:  # nothing else runs in a worker, so its states need not be restored
             set_random_states(*key)
-            return self._map(index)
+            return self._map(index, position)
         with random_states(*key):
-            return self._map(index)
+            return self._map(index, position)
 
-    def _map(self, index: int) -> tuple[dict, list[tuple[str, str]]]:
+    def _map(self, index: int, position: int) -> tuple[dict, list[tuple[str, str]]]:
         left_out: list[tuple[str, str]] = []
         while True:
             record = self._dataset[index]
             try:
+                if isinstance(self._mapper, MixingMapper):
+                    return self._mapper.mix(record, self._draw, position), left_out
                 return self._mapper(record), left_out
             except ImageError as e:
                 if self._groups is None:
                     raise
-                left_out.append((record["file_name"], str(e)))
+                left_out.append((getattr(e, "file_name", record["file_name"]), str(e)))
                 if len(left_out) == _MOST_IN_A_ROW:
                     raise UserError(f"{len(left_out)} images in a row cannot be used; the last of them: {e}") from e
                 groups = np.frombuffer(self._groups, dtype=np.uint8)
                 index = int(np.random.choice(np.flatnonzero(groups == groups[index])))
+
+    def _draw(self) -> dict:
+        """The record of a random image, which another one is mixed with."""
+        return self._dataset[np.random.randint(len(self._dataset))]
 
 
 def _unchanged(sample: Any) -> Any:
@@ -200,16 +203,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
     Raises:
         UserError: a data set has no indices.
     """
-    later = object()  # the sampler: it is not built yet, because a resumed training may set another seed
-    parts = build_detection_train_loader.from_config(cfg, mapper=mapper, sampler=later)
-    if isinstance(parts["dataset"], IterableDataset):
-        raise UserError(
-            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
-        )
-
-    if isinstance(parts["dataset"], list):
-        gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
-        parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+    parts = _parts(cfg, mapper)
 
     def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
         seeded = cfg.clone()
@@ -225,20 +219,31 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
         batch_size=parts["total_batch_size"] // comm.get_world_size(),
         group_by_shape=parts["aspect_ratio_grouping"],
         num_workers=parts["num_workers"],
-        on_left_out=_Reporter(cfg) if cfg.DATASETS.ON_ERROR == "skip" else None,
+        on_left_out=Reporter(cfg) if cfg.DATASETS.ON_ERROR == "skip" else None,
     )
 
 
-class _Reporter:
-    """Reports each training image that cannot be used, once: in the log and in ``left_out.jsonl``."""
+def count_images(cfg: CfgNode) -> int:
+    """The number of training images that a loader of :func:`build_train_loader` draws from.
 
-    def __init__(self, cfg: CfgNode):
-        self._name, self._folder = ", ".join(cfg.DATASETS.TRAIN), cfg.OUTPUT_DIR
-        self._reported: set[str] = set()
+    Raises:
+        UserError: see :func:`build_train_loader`.
+    """
+    images = len(_parts(cfg, _unchanged)["dataset"])
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    return images
 
-    def __call__(self, path: str, reason: str) -> None:
-        if path in self._reported:
-            return
-        self._reported.add(path)
-        logger.warning("left out: %s", reason)
-        write_left_out(self._folder, [LeftOut(self._name, path, None, reason)])
+
+def _parts(cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict[str, Any]:
+    """The parts of Detectron2's loader, without the images that a check has left out."""
+    later = object()  # the sampler: it is not built yet, because a resumed training may set another seed
+    parts = build_detection_train_loader.from_config(cfg, mapper=mapper, sampler=later)
+    if isinstance(parts["dataset"], IterableDataset):
+        raise UserError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: is an iterable data set; register a list of records."
+        )
+    if isinstance(parts["dataset"], list):
+        gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
+        parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+    return parts

@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import (
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from fvcore.transforms.transform import CropTransform, TransformList
 
+from clq.config import check_keys
 from clq.data.augmentations import build_augmentations, build_test_augmentations
 from clq.data.images import ImageError, read_image, read_options
 from clq.data.tiling import visible_fraction
@@ -96,11 +97,31 @@ class BoxMapper(DatasetMapper):
             return {**dataset_dict, "image": image, UNREADABLE: str(e)}
 
     def _map(self, record: dict) -> dict:
+        source_shape, image, transforms = self._augment(record)
+        record["image"] = as_input(image)
+        if not self.is_train:
+            record.pop("annotations", None)
+            record.update(matrix_entry(transforms))
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, source_shape, image.shape[:2])
+        return record
+
+    def _read(self, record: dict) -> np.ndarray:
+        """The image of a record, (H, W, C), upright and of the size that the record gives."""
         image = read_image(record["file_name"], self.image_format, **self.read_options)
         try:
             check_image_size(record, image)
         except ValueError as e:  # Detectron2's message names the file and the sizes
             raise ImageError(" ".join(str(e).split())) from e
+        return image
+
+    def _augment(self, record: dict) -> tuple[tuple[int, int], np.ndarray, TransformList]:
+        """Reads and augments the image of a record.
+
+        Returns:
+            (height, width) of the image before, the augmented image, (H, W, C), and the transforms.
+        """
+        image = self._read(record)
         data = T.AugInput(image)
         try:
             transforms = self.augmentations(data)
@@ -109,13 +130,7 @@ class BoxMapper(DatasetMapper):
         except (ValueError, ZeroDivisionError) as e:  # raised for a height or width of 0
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise ImageError(f"image {record['file_name']}: {size}: too thin for the size that INPUT asks for.") from e
-        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
-        if not self.is_train:
-            record.pop("annotations", None)
-            record.update(matrix_entry(transforms))
-        elif "annotations" in record:
-            self._transform_annotations(record, transforms, image.shape[:2], data.image.shape[:2])
-        return record
+        return image.shape[:2], data.image, transforms
 
     def _transform_annotations(
         self,
@@ -133,11 +148,7 @@ class BoxMapper(DatasetMapper):
             image_shape: (height, width) of the image after the transforms.
         """
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
-        converted = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        source_boxes = np.array(converted, dtype=float).reshape(-1, 4)
-        source_boxes = source_boxes.clip(0, [*source_shape[::-1], *source_shape[::-1]])
-        boxes, visible = _visible_boxes(source_boxes, transforms, image_shape)
-        kept = visible >= self.min_visible - 1e-6  # rounding in a resize can move a border out of the image
+        boxes, kept = self._transform_boxes(annotations, transforms, source_shape, image_shape)
         instances = Instances(image_shape)
         instances.gt_boxes = Boxes(boxes[kept])
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)[kept]
@@ -145,6 +156,24 @@ class BoxMapper(DatasetMapper):
             masks = self._masks(dataset_dict["file_name"], annotations, transforms, image_shape)
             instances.gt_masks = masks[torch.from_numpy(kept)]
         dataset_dict["instances"] = filter_empty_instances(instances)
+
+    def _transform_boxes(
+        self,
+        annotations: list[dict],
+        transforms: TransformList,
+        source_shape: tuple[int, int],
+        image_shape: tuple[int, int],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Transforms and clips the boxes of annotations; arguments as of :meth:`_transform_annotations`.
+
+        Returns:
+            XYXY boxes, (M, 4), and whether enough is left of each, (M,).
+        """
+        converted = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        source_boxes = np.array(converted, dtype=float).reshape(-1, 4)
+        source_boxes = source_boxes.clip(0, [*source_shape[::-1], *source_shape[::-1]])
+        boxes, visible = _visible_boxes(source_boxes, transforms, image_shape)
+        return boxes, visible >= self.min_visible - 1e-6  # rounding in a resize can move a border out of the image
 
     def _masks(
         self, name: str, annotations: list[dict], transforms: TransformList, image_shape: tuple[int, int]
@@ -188,6 +217,11 @@ def _visible_boxes(
     return boxes, left * visible
 
 
+def as_input(image: np.ndarray) -> torch.Tensor:
+    """An image, (H, W, C), as the input of a model, (C, H, W)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
 def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
     """Returns the entry of the model's input with which detections are mapped back to a letterboxed image.
 
@@ -199,9 +233,21 @@ def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:
     return {} if warp is None else {"input_from_image": torch.from_numpy(warp.matrix)}
 
 
-def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Builds the mapper for ``build_detection_train_loader``."""
-    return BoxMapper(cfg, is_train=True, augmentations=build_augmentations(cfg))
+def build_train_mapper(cfg: CfgNode) -> BoxMapper:
+    """Builds the mapper of training, which mixes images if ``INPUT.AUG.MOSAIC`` or ``INPUT.AUG.MIXUP`` is set.
+
+    Raises:
+        UserError: a value under ``INPUT`` is at fault, or images with masks were to be mixed.
+    """
+    from clq.data.mixing_mapper import MixingMapper  # it imports this module
+
+    check_keys(cfg, "INPUT.AUG")
+    aug = cfg.INPUT.AUG
+    if not (aug.MOSAIC or aug.MIXUP):
+        return BoxMapper(cfg, is_train=True, augmentations=build_augmentations(cfg))
+    if cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.MASK_ON True: masks cannot be mixed; set INPUT.AUG.MOSAIC and INPUT.AUG.MIXUP to 0.0.")
+    return MixingMapper(cfg, is_train=True)
 
 
 def build_test_mapper(cfg: CfgNode) -> DatasetMapper:

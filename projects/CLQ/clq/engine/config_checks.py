@@ -16,6 +16,9 @@ from detectron2.utils import comm
 from clq.config import check_keys
 from clq.data.augmentations import check_letterbox
 from clq.engine.amp import autocast_dtype
+from clq.engine.best import best_metric
+from clq.engine.schedule import check_schedule
+from clq.engine.trackers import check_trackers
 from clq.errors import UserError
 from clq.modeling.test_time_augmentation import check_augmentation
 
@@ -68,6 +71,9 @@ def check_training(cfg: CfgNode) -> None:
         UserError: the first key that is at fault.
     """
     check_keys(cfg, "SOLVER", "DATALOADER", "DATASETS")
+    best_metric(cfg)
+    check_trackers(cfg)
+    check_schedule(cfg)
     schedules = _SCHEDULES + (_NEWER_SCHEDULES if "NUM_DECAYS" in cfg.SOLVER else ())
     _one_of("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, schedules)
     _check_sampler(cfg)

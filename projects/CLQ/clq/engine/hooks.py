@@ -8,8 +8,9 @@ from collections import defaultdict
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter, PreciseBN
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.checkpoint.detector_info import KEY, DetectorInfo
-from clq.checkpoint.folder import BEST, FINAL, FINAL_EMA, checkpoints
+from clq.checkpoint.folder import FINAL, FINAL_EMA, checkpoints
 from clq.checkpoint.storage import save_safetensors, save_torch
 from clq.engine.heartbeat import Heartbeat
 
@@ -129,25 +130,36 @@ class NewestCheckpoints(PeriodicCheckpointer):
         self.recent_checkpoints = [os.path.join(folder, name) for name in names]
 
 
-class BestCheckpoint(BestCheckpointer):
-    """Saves ``model_best.pth`` after each evaluation that is better than all before, also those before a resume.
+class WriterOfEvaluations(PeriodicWriter):
+    """Detectron2's PeriodicWriter, which also writes after each evaluation.
+
+    The storage keeps the last value of each metric. Of evaluations that follow each other faster than the writer
+    writes, all but the last would be lost.
 
     Args:
-        period: number of steps from one evaluation to the next.
-        checkpointer: checkpointer of the training.
-        metric: name of the metric.
+        writers: the writers.
+        period: number of steps from one time that they write to the next.
+        evaluation_period: number of steps from one evaluation to the next; 0 for none.
     """
 
-    def __init__(self, period: int, checkpointer: Checkpointer, metric: str = "bbox/AP"):
-        super().__init__(period, checkpointer, metric, file_prefix=BEST)
+    def __init__(self, writers: list[EventWriter], period: int, evaluation_period: int):
+        super().__init__(writers, period)
+        self._evaluation_period = evaluation_period
 
-    def state_dict(self) -> dict:
-        """The best value so far and its iteration."""
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+    def before_train(self) -> None:
+        """Writes an evaluation that has been repeated before the first step."""
+        self._write_values()
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Continues with a saved best value."""
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+    def after_step(self) -> None:
+        super().after_step()
+        if self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0:
+            self._write_values()
+
+    def _write_values(self) -> None:
+        """Lets all writers write what is new, except the one that prints the state of the training each time."""
+        for writer in self._writers:
+            if not isinstance(writer, CommonMetricPrinter):
+                writer.write()
 
 
 class FinalSafetensors(HookBase):

@@ -188,6 +188,8 @@ def _describe_images(data: object) -> list[dict]:
 
 def _describe_image(entry: dict) -> dict:
     found = {"file_name": entry.get("file_name", "?"), "image_id": entry.get("image_id")}
+    if "mixed_with" in entry:
+        found["mixed_with"] = entry["mixed_with"]
     if isinstance(image := entry.get("image"), Tensor):
         found["network_input_shape"] = list(image.shape)
         found["is_finite"] = find_nonfinite(image) is None

@@ -1,16 +1,18 @@
 """Makes a resumed training continue exactly as if it had not been interrupted."""
 
+import json
 import logging
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clq.data.loader import STEP, TrainLoader
-from clq.utils.files import remove_temporary_files
+from clq.utils.files import remove_temporary_files, write_atomically
 from clq.utils.random_states import set_random_states
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ _ORDER_KEYS = (
     *("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT"),
     *("DATALOADER.RANDOM_SUBSET_RATIO", "DATALOADER.ASPECT_RATIO_GROUPING"),
 )
-_FINISHED = "finished"  # name of the file in OUTPUT_DIR that holds the number of iterations of a finished training
+_FINISHED = "finished"  # name of the file in OUTPUT_DIR that says how a training has ended
 
 
 class ExactResume(HookBase):
@@ -42,6 +44,7 @@ class ExactResume(HookBase):
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._loader = loader
         self._config_seed = cfg.SEED
+        self._epochs = cfg.SOLVER.EPOCHS
         self._marker = os.path.join(cfg.OUTPUT_DIR, _FINISHED)
         self._order = order_of_images(cfg, loader)
         self._loaded = False
@@ -64,8 +67,15 @@ class ExactResume(HookBase):
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():  # not after an error
-            with open(self._marker, "w", encoding="utf-8") as f:
-                f.write(f"{max(self.trainer.start_iter, self.trainer.max_iter)}\n")  # more than asked for, if resumed
+            ended = {
+                "iterations": max(self.trainer.start_iter, self.trainer.max_iter)
+            }  # more than asked for, if resumed
+            if waited := getattr(self.trainer, "waited", 0):
+                ended["waited"] = waited
+            elif self._epochs:
+                ended["epochs"] = self._epochs
+            with write_atomically(self._marker, "w") as f:
+                f.write(f"{json.dumps(ended)}\n")
 
     def state_dict(self) -> dict:
         state = {"seed": self._loader.seed, "order": self._order}
@@ -106,18 +116,45 @@ def _plain(value: object) -> object:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def is_finished(output_dir: str, max_iter: int) -> bool:
-    """Returns whether a folder holds a finished training of so many iterations; it then prints how to go on."""
-    try:
-        with open(os.path.join(output_dir, _FINISHED), encoding="utf-8") as f:
-            iterations = int(f.read())
-    except (OSError, ValueError):  # there is none, or it was interrupted
-        return False
-    if iterations < max_iter:
+def is_finished(cfg: CfgNode) -> bool:
+    """Returns whether ``OUTPUT_DIR`` holds a training that is finished; it then prints how to go on.
+
+    Args:
+        cfg: config of the training. With ``SOLVER.EPOCHS``, these are compared, because the number of iterations
+            follows from the data, which need not be read for this.
+    """
+    solver = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).SOLVER
+    ended = _read_marker(os.path.join(cfg.OUTPUT_DIR, _FINISHED))
+    iterations, epochs, waited = (ended.get(key, 0) for key in ("iterations", "epochs", "waited"))
+    after = f"{iterations} iterations"
+    if 0 < solver.PATIENCE <= waited:
+        after += f" and {waited} evaluations without a better {cfg.TEST.BEST_METRIC}"
+        change = f"set SOLVER.PATIENCE to 0 or above {waited}"
+    elif 0 < solver.EPOCHS <= epochs:
+        after, change = f"{epochs} epochs", f"raise SOLVER.EPOCHS above {epochs}"
+    elif not solver.EPOCHS and iterations > 0 and iterations >= solver.MAX_ITER:
+        change = f"raise SOLVER.MAX_ITER above {iterations}"
+    else:
         return False
     if comm.is_main_process():
         print(
-            f"{output_dir}: its training is finished, after {iterations} iterations. To go on, raise SOLVER.MAX_ITER "
-            f"above {iterations}; to evaluate it again, use --eval-only."
+            f"{cfg.OUTPUT_DIR}: its training is finished, after {after}. To go on, {change}; to evaluate it again, use "
+            "--eval-only."
         )
     return True
+
+
+def _read_marker(path: str) -> dict[str, Any]:
+    """How a training has ended: ``iterations`` and, of one in epochs, ``epochs``; ``waited`` if it ended early.
+
+    Empty if it has not ended, or was killed while it wrote the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.loads(f.read())
+    except (OSError, ValueError):
+        return {}
+    if type(found) is int:  # of an older version
+        return {"iterations": found}
+    numbers = isinstance(found, dict) and all(type(value) is int for value in found.values())
+    return found if numbers else {}

@@ -9,9 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import EvalHook
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,20 +26,13 @@ from clq.data.mapper import build_test_mapper, build_train_mapper
 from clq.data.num_classes import fill_num_classes
 from clq.engine import heartbeat, signals
 from clq.engine.amp import build_step, inference_autocast
-from clq.engine.hooks import (
-    BestCheckpoint,
-    EMAHook,
-    FinalSafetensors,
-    HeartbeatHook,
-    NewestCheckpoints,
-    ResumablePreciseBN,
-    ShortHistory,
-)
-from clq.engine.nonfinite import FiniteWeights
+from clq.engine.best import EndedEarly
+from clq.engine.hook_list import complete_hooks
+from clq.engine.metrics_csv import FILE_NAME, CSVWriter
 from clq.engine.optimizer import adopt_groups, build_optimizer
 from clq.engine.process_group import share_buffers
-from clq.engine.resume import ExactResume
-from clq.engine.stop_hook import StopHook
+from clq.engine.schedule import scale_to_workers, with_iterations
+from clq.engine.trackers import build_trackers
 from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator
 from clq.modeling.meta_arch.clq import CLQ
@@ -81,21 +75,14 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.waited = 0  # evaluations without a better result that have ended the training early, if any
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scales a config as Detectron2 does, except for the learning rate.
-
-        That is scaled to the batch by :func:`~clq.engine.optimizer.learning_rate`.
-        """
-        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        if scaled is not cfg and cfg.SOLVER.REFERENCE_BATCH > 0:
-            scaled.defrost()
-            scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR
-            scaled.freeze()
-        return scaled
+        """See :func:`~clq.engine.schedule.scale_to_workers`."""
+        return scale_to_workers(cfg, num_workers)
 
     def build_hooks(self) -> list[HookBase]:
         """Returns Detectron2's hooks and those of this project.
@@ -105,42 +92,20 @@ class Trainer(DefaultTrainer):
         ``EMA/bbox/AP`` and so on, and its detections are written to the folder ``ema/inference``. With ``TEST.AUG``,
         the training ends with an evaluation with test-time augmentation.
         """
-        hooks, cfg = super().build_hooks(), self.cfg
-        for i, hook in enumerate(hooks):
-            if isinstance(hook, PreciseBN):
-                loader = self.build_train_loader(self.cfg)
-                hooks[i] = ResumablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
-            elif isinstance(hook, PeriodicCheckpointer):  # on the main process only
-                hooks[i] = NewestCheckpoints(
-                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT
-                )
-        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        period = cfg.SOLVER.CHECKPOINT_PERIOD
-        states = {"model": self.checkpointer.model.state_dict, "optimizer": self.optimizer.state_dict}
-        weights = FiniteWeights(period, **states)
-        self._stop_hook = StopHook(self.checkpointer, weights, period)
-        hooks.insert(evaluation, self._stop_hook)
-        writing = next((i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer)), evaluation)
-        hooks.insert(writing, weights)
-        evaluation += 2
-        if cfg.SOLVER.SAVE_SAFETENSORS:
-            hooks.append(FinalSafetensors(self.model, cfg.OUTPUT_DIR, self.checkpointer.detector))
-        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST and comm.is_main_process():
-            hooks.insert(evaluation + 1, BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
-        if cfg.TEST.AUG.ENABLED:
-            hook = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
-            hooks.insert(evaluation + 1, hook)  # before the writers
-        if cfg.SOLVER.EMA.ENABLED:
-            average = EMAHook(self.model, cfg.SOLVER.EMA.DECAY, cfg.OUTPUT_DIR, self.checkpointer.detector)
-            weights.add("average", average.model.state_dict)
-            hooks.insert(evaluation + 1, EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._test_average(average.model)))
-            hooks.insert(0, average)  # before the checkpointer, which saves it
-        hooks += [ExactResume(self.model, self._trainer.data_loader, self.cfg), ShortHistory()]
-        if (beat := heartbeat.current()) is not None:
-            hooks.insert(0, HeartbeatHook(beat))
+        hooks, self._stop_hook = complete_hooks(self, super().build_hooks())
         return hooks
 
-    def _test_average(self, model: nn.Module) -> dict:
+    def build_writers(self) -> list[EventWriter]:
+        """Returns Detectron2's writers, that of ``metrics.csv``, and those of ``LOGGING``."""
+        trainer = weakref.proxy(self)
+
+        def start() -> int:
+            return trainer.start_iter
+
+        path = os.path.join(self.cfg.OUTPUT_DIR, FILE_NAME)
+        return [*super().build_writers(), CSVWriter(path, start), *build_trackers(self.cfg, start)]
+
+    def test_average(self, model: nn.Module) -> dict:
         """Evaluates the moving average of the weights."""
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -157,14 +122,18 @@ class Trainer(DefaultTrainer):
         with signals.stop_signals(), signals.deferred():
             try:
                 super().train()
+            except EndedEarly:
+                pass
             except signals.InterruptedAtOnce as e:  # in an evaluation, which changes nothing
                 self._stop_hook.end(e.signum)
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def after_train(self) -> None:
-        """Detectron2's, without the evaluation that follows the last step even where that step has failed."""
+        """Detectron2's, without the evaluation that would follow a last step that has failed, or is evaluated."""
         if self.iter < self.max_iter:
             self._hooks: list[HookBase] = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        elif self.waited:
+            self._hooks = [hook for hook in self._hooks if not (isinstance(hook, EvalHook) and hook._period)]
         super().after_train()
 
     @classmethod
@@ -220,6 +189,11 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See :func:`~clq.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's scheduler; steps may be fractions of the training."""
+        return super().build_lr_scheduler(with_iterations(cfg), optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
