@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 import clq
@@ -21,35 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from other_formats import write_voc, write_yolo
 from safetensors.torch import load_file
 
-BOXES = [(1, 7, [0, 0, 20, 10]), (1, 3, [1, 2, 3, 4]), (2, 3, [0, 3, 1, 7]), (3, 7, [7, 1, 11, 9])]
 NAMES = ["a.png", "b.png", "c.png"]
-
-
-@pytest.fixture
-def coco(make, tmp_path, monkeypatch):
-    """A data set of three images of 20 x 10 pixels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    images = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in enumerate(NAMES, 1)]
-    boxes = [
-        {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (image, category, box) in enumerate(BOXES, 1)
-    ]
-    entry = make("pets", images=images, annotations=boxes)
-    for name in NAMES[1:]:
-        shutil.copyfile(f"{entry['images']}/a.png", f"{entry['images']}/{name}")
-    return entry
-
-
-@pytest.fixture
-def sets(coco, tmp_path):
-    """The entries of the same data set in three formats."""
-    write_voc(coco, tmp_path / "voc")
-    write_yolo(coco, tmp_path / "yolo")
-    return [
-        {"name": "as_coco", "coco": coco["json"], "images": coco["images"]},
-        {"name": "as_voc", "voc": str(tmp_path / "voc"), "split": "train"},
-        {"name": "as_yolo", "yolo": str(tmp_path / "yolo/data.yaml"), "split": "train"},
-    ]
 
 
 def config(sets, *opts, train=(), test=()):
@@ -211,51 +182,6 @@ def test_a_saved_config_works_in_another_folder(sets, tmp_path, monkeypatch):
     (entry,) = clq.setup_cfg(str(tmp_path / "saved.yaml")).DATASETS.SETS
     assert entry == {**sets[0], "voc": f"{tmp_path}/voc", "images": f"{tmp_path}/pets_images"}
     assert len(records("as_voc")) == 3
-
-
-@pytest.mark.parametrize(
-    "form, path, message",
-    [
-        ("coco", "voc", "is a folder that looks like a folder of Pascal VOC xml, not a json file.*; name it under voc"),
-        ("coco", "yolo", "looks like a YOLO data set, not a json file in COCO format; name it under yolo"),
-        ("coco", "voc/Annotations/a.xml", "is one Pascal VOC xml, not a json file in COCO format; name its folder"),
-        ("coco", "yolo/data.yaml", "looks like a YOLO data set, not a json file in COCO format; name it under yolo"),
-        ("coco", "yolo/labels/a.txt", "is not valid json"),
-        ("coco", "pets_images", "is a folder, but coco needs a json file"),
-        ("coco", "gone.json", "its json .*/gone.json does not exist; put it there or correct DATASETS.SETS"),
-        (
-            "voc",
-            "pets.json",
-            "looks like a json file in COCO format, not a folder of Pascal VOC xml; name it under coco",
-        ),
-        ("voc", "yolo/data.yaml", "looks like a YOLO data set, not a folder of Pascal VOC xml; name it under yolo"),
-        ("voc", "voc/Annotations/a.xml", "is a file, but voc needs the folder of its xml files"),
-        ("voc", "yolo", "looks like a YOLO data set, not a folder of Pascal VOC xml; name it under yolo"),
-        ("voc", "jsons", "is a folder, not a folder of Pascal VOC xml; name each json under coco"),
-        ("voc", "gone", "its folder .*/gone does not exist"),
-        ("yolo", "pets.json", "looks like a json file in COCO format, not a YOLO data set; name it under coco"),
-        ("yolo", "voc", "looks like a folder of Pascal VOC xml, not a YOLO data set; name it under voc"),
-        ("yolo", "voc/Annotations", "looks like a folder of Pascal VOC xml, not a YOLO data set; name it under voc"),
-        ("yolo", "yolo/labels/a.txt", "is a file, but yolo needs a data.yaml, or a folder"),
-        ("yolo", "empty", "is a folder, but yolo needs a data.yaml, or a folder"),
-        ("yolo", "gone", "its folder or data.yaml .*/gone does not exist"),
-    ],
-)
-def test_a_path_of_another_format_is_told_apart(sets, tmp_path, form, path, message):
-    for folder in ("empty", "jsons"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "jsons/train.json").write_text("{}")
-    config([{"name": "odd", form: str(tmp_path / path)}])
-    for use in (class_names, DatasetCatalog.get, lambda name: summary_of(name, Findings(name))):
-        with pytest.raises(UserError, match=f"data set odd: .*({message})"):
-            use("odd")
-
-
-def test_xml_given_as_json_in_coco_json_is_told_apart(sets, tmp_path):
-    entry = {"name": "odd", "json": str(tmp_path / "voc/Annotations/a.xml"), "images": str(tmp_path)}
-    clq.setup_cfg(None, ["MODEL.DEVICE", "cpu", "DATASETS.COCO_JSON", [entry]])
-    with pytest.raises(UserError, match="is one Pascal VOC xml, not a json file in COCO format; name its folder under"):
-        class_names("odd")
 
 
 def test_masks_come_from_polygons_of_yolo(sets, tmp_path):
