@@ -3,8 +3,9 @@
 Every setting is a list of config overrides. It is tried on the config itself, so what is proposed can be built.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,7 +98,8 @@ class Search:
     def __init__(self, cfg: CfgNode, records: Sequence[dict]):
         self.cfg = cfg
         self._records = records
-        self._images: dict[str, list[SizedImage]] = {}
+        self._images: dict[str, list[SizedImage]] = {}  # by size
+        self._pyramids: dict[tuple[str, ...], Pyramid] = {}  # by levels; to build one takes as long as to count
         self.now = self.setting({})
         if not self.now.images:
             raise UserError("DATASETS.TRAIN: no image has an object; add some.")
@@ -115,7 +117,11 @@ class Search:
         if size not in self._images:
             sized = map(Resizing(cfg).sized, self._records)
             self._images[size] = [image for image in sized if image is not None]
-        return Setting(overrides, build_pyramid(cfg), self._images[size], size)
+        levels = tuple(cfg.MODEL.CLQ.IN_FEATURES)
+        if levels not in self._pyramids:
+            self._pyramids[levels] = build_pyramid(cfg)
+        pyramid = replace(self._pyramids[levels], anchor_scale=cfg.MODEL.CLQ.ANCHOR_SCALE)
+        return Setting(overrides, pyramid, self._images[size], size)
 
     def run(self) -> tuple[Setting, list[Setting]]:
         """The proposed setting, which is ``now`` where nothing is better, and what it was chosen from.
@@ -146,7 +152,7 @@ class Search:
         """Overrides for a pyramid that begins at p2 or p3, each with the coarsest level that serves most objects.
 
         Args:
-            coarser: whether the finest level may only be coarser than that of the config, rather than as fine or finer.
+            coarser: whether the finest level must be coarser than that of the config.
         """
         now, cfg = list(self.now.pyramid.levels), self.cfg
         if cfg.MODEL.BACKBONE.NAME not in _FAMILIES:
@@ -154,10 +160,15 @@ class Search:
         features, ends = _FAMILIES[cfg.MODEL.BACKBONE.NAME]
         found = []
         for first in (2, 3):
-            if f"p{first}" <= now[0] if coarser else f"p{first}" > now[0]:
+            if coarser and f"p{first}" <= now[0]:
                 continue
-            tried = [self._level_overrides(first, last, features) for last in ends]
-            settings = [self.now if o["MODEL.CLQ.IN_FEATURES"] == now else self.setting(o) for o in tried]
+            settings = []
+            for last in ends:
+                overrides = self._level_overrides(first, last, features)
+                with contextlib.suppress(UserError):  # other keys of the config do not go with these levels
+                    settings.append(self.now if overrides["MODEL.CLQ.IN_FEATURES"] == now else self.setting(overrides))
+            if not settings:
+                continue
             best = min(settings, key=lambda s: (round(s.few / TOLERANCE), s is not self.now, s.num_locations))
             if best is not self.now:
                 found.append(best.overrides)
