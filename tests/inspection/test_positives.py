@@ -13,7 +13,7 @@ def image(*boxes, size=(64, 64)):
 
 
 def test_one_positive_worked_by_hand():
-    """The box is the anchor of location (4, 4). The IoUs of its neighbours are 0.6 and 0.391, and mean + std is 0.750."""
+    """The box is the anchor of location (4, 4). Its neighbours' IoUs are 0.6 and 0.391, and mean + std is 0.750."""
     assert count_positives(ONE_LEVEL, [image([16, 16, 48, 48])]).tolist() == [1]
 
 
