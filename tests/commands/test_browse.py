@@ -1,16 +1,16 @@
 import csv
+import json
+from pathlib import Path
 
-import clq
 import numpy as np
 import pytest
-from clq.commands.browse import main
 from PIL import Image
 
 
 @pytest.fixture
-def browse(tiny, tmp_path):
+def browse(tiny, run_clq, tmp_path):
     def run(*argv):
-        assert main(["--config-file", tiny, "--output", str(tmp_path / "out"), *argv]) == 0
+        assert run_clq("browse", "--config-file", tiny, "--output", tmp_path / "out", *argv) == 0
         return sorted(path.name for path in (tmp_path / "out").iterdir())
 
     return run
@@ -43,12 +43,25 @@ def test_only_suspicious_images_of_any_data_set(browse, tmp_path, capsys):
     assert "no image to draw" in capsys.readouterr().out
 
 
-def test_other_models_are_drawn_without_positives(tiny, tmp_path):
-    opts = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
-    assert main(["--config-file", tiny, "--output", str(tmp_path), "--count", "1", *opts]) == 0
-    assert (tmp_path / "sheet.jpg").exists()
+def test_a_box_drawn_twice_is_marked_in_red(tiny, browse, tmp_path):
+    data = json.loads((Path(tiny).parent / "shapes_val.json").read_text())
+    data["annotations"].append({**data["annotations"][2], "id": 999})
+    (tmp_path / "twice.json").write_text(json.dumps(data))
+    entry = {"name": "twice", "json": str(tmp_path / "twice.json"), "images": str(Path(tiny).parent / "shapes_val")}
+    opts = ["DATASETS.COCO_JSON", [entry], "DATASETS.TRAIN", "['twice']", "DATASETS.TEST", "[]"]
+    name, *others = browse("--suspicious", "--raw", *opts)
+    assert name == "001_1.jpg" and others == ["sheet.jpg", "suspicious.csv"]
+    x, y, w, h = np.array(data["annotations"][2]["bbox"]) * 1200 / 96  # of an image of 96 pixels
+    picture = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+    red, green, blue = picture[round(y + h / 3), round(x) + 4]
+    assert red > 200 and green < 60 and blue < 60
+    assert "999" in (tmp_path / "out" / "suspicious.csv").read_text()
 
 
-def test_an_unknown_data_set_is_refused(browse):
-    with pytest.raises(clq.UserError, match="no data set nothing_like_it"):
-        browse("--dataset", "nothing_like_it")
+def test_other_models_are_drawn_without_positives(browse):
+    assert "sheet.jpg" in browse("--count", "1", "MODEL.META_ARCHITECTURE", "RetinaNet")
+
+
+def test_an_unknown_data_set_is_refused(tiny, run_clq, tmp_path, capsys):
+    assert run_clq("browse", "--config-file", tiny, "--output", tmp_path, "--dataset", "nothing_like_it") == 2
+    assert "no data set nothing_like_it" in capsys.readouterr().err

@@ -86,6 +86,18 @@ class Setting:
         """Number of locations over all images."""
         return self.pyramid.num_locations(self.images)
 
+    @property
+    def num_pixels(self) -> int:
+        """Number of pixels of the input over all images."""
+        return sum(image.size[0] * image.size[1] for image in self.images)
+
+    def cost(self, other: "Setting") -> float:
+        """About the time relative to that of another setting, if the pixels and the locations each take half of it.
+
+        Backbone and pyramid work on the pixels and the head on the locations; with ResNet-50 they do as much.
+        """
+        return (self.num_pixels / other.num_pixels + self.num_locations / other.num_locations) / 2
+
 
 class Search:
     """Settings around that of a config, on one sample of its training images.
@@ -133,12 +145,12 @@ class Search:
         """
         good = self.now.few <= GOAL
         candidates = [self.now, *([] if good else self._anchors({})), *self._levels_and_sizes(good)]
-        candidates = [s for s in candidates if s.num_locations <= MAX_COST * self.now.num_locations]
+        candidates = [s for s in candidates if s.cost(self.now) <= MAX_COST]
         enough = max(GOAL, self.now.few - GAIN * (self.now.few - min(s.few for s in candidates)))
-        best = min((s for s in candidates if s.few <= enough), key=lambda s: (s.num_locations, s.few))
-        if best.num_locations > 0.9 * self.now.num_locations and self.now.few <= enough:
+        best = min((s for s in candidates if s.few <= enough), key=lambda s: (s.cost(self.now), s.few))
+        if best.cost(self.now) > 0.9 and self.now.few <= enough:
             best = self.now
-        return self._with_anchors(best), _pareto(candidates)
+        return self._with_anchors(best), self._pareto(candidates)
 
     def _levels_and_sizes(self, good: bool) -> Iterator[Setting]:
         """Other levels and sizes at the anchors of the config: smaller sizes if it is good already, else larger."""
@@ -213,6 +225,14 @@ class Search:
         scales = [scale for scale in SCALES if scale != self.now.pyramid.anchor_scale]
         return [self.setting({**overrides, "MODEL.CLQ.ANCHOR_SCALE": scale}) for scale in scales]
 
+    def _pareto(self, settings: Sequence[Setting]) -> list[Setting]:
+        """The settings of which no other one is cheaper and has fewer objects with few positives, cheapest first."""
+        found: list[Setting] = []
+        for setting in sorted(settings, key=lambda s: (s.cost(self.now), s.few)):
+            if not found or setting.few < found[-1].few - TOLERANCE:
+                found.append(setting)
+        return found
+
     def _with_anchors(self, best: Setting) -> Setting:
         """The setting with the scale that has most objects in the range of its anchors, if these are many more."""
         settings = self._anchors(best.overrides)
@@ -227,12 +247,3 @@ def size_in_words(cfg: CfgNode) -> str:
     if cfg.INPUT.LETTERBOX.ENABLED:
         return "frame {} x {}".format(*cfg.INPUT.LETTERBOX.SIZE)
     return f"short side {short_side(cfg)}" if short_side(cfg) else "not resized"
-
-
-def _pareto(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings of which no other one is cheaper and has fewer objects with few positives, cheapest first."""
-    found: list[Setting] = []
-    for setting in sorted(settings, key=lambda s: (s.num_locations, s.few)):
-        if not found or setting.few < found[-1].few - TOLERANCE:
-            found.append(setting)
-    return found

@@ -17,7 +17,7 @@ _BINS_BELOW = 3  # bins below that of the smallest anchor
 _ALTERNATIVES = 3
 
 
-def report(cfg: CfgNode) -> str:
+def report(cfg: CfgNode, records: Sequence[dict] | None = None) -> str:
     """A text of at most 30 lines on the sizes of the objects in ``DATASETS.TRAIN``, and on the settings that fit them.
 
     Sizes are square roots of areas in pixels of the network's input, at the middle of the sizes of training and without
@@ -25,6 +25,7 @@ def report(cfg: CfgNode) -> str:
 
     Args:
         cfg: config of the training. Its data sets should have been checked.
+        records: records of the training sets, if they have been read already.
 
     Raises:
         UserError: a data set cannot be read, or the backbone cannot be built.
@@ -32,7 +33,7 @@ def report(cfg: CfgNode) -> str:
     kind = cfg.MODEL.META_ARCHITECTURE
     if kind != "CLQ":
         return f"MODEL.META_ARCHITECTURE {kind}: sizes are compared with levels and anchors for CLQ only."
-    records = read_records(cfg.DATASETS.TRAIN)
+    records = read_records(cfg.DATASETS.TRAIN) if records is None else records
     search = Search(cfg, sample(records, MAX_IMAGES))
     best, alternatives = search.run()
     lines = [*_head(cfg, search.now, len(records)), *_histogram(search.now), *_summary(cfg, search.now)]
@@ -114,11 +115,12 @@ def _proposals(now: Setting, best: Setting, alternatives: Sequence[Setting]) -> 
     shown = [s for s in alternatives if s.overrides not in (now.overrides, best.overrides)][:_ALTERNATIVES]
     rows = {"now": [now], "or": shown, "==>": [best] if best is not now else []}
     width = max(len(_setting_text(s)) for settings in rows.values() for s in settings)
-    yield f"  {'levels, anchors, size':<{width}}  < {FEW} pos.   none  in range  locations"
+    yield f"  {'levels, anchors, size':<{width}}  < {FEW} pos.   none  in range  pixels  locations"
     for mark, settings in rows.items():
         for s in settings:
             shares = f"{s.few:8.1%} {s.none:7.1%} {s.in_range:8.0%}"
-            yield f"{mark:>3} {_setting_text(s):<{width}}{shares} {s.num_locations / now.num_locations:9.2f}x"
+            factors = f"{s.num_pixels / now.num_pixels:7.2f}x {s.num_locations / now.num_locations:9.2f}x"
+            yield f"{mark:>3} {_setting_text(s):<{width}}{shares}{factors}"
     if best is now:
         yield "Nothing that was tried serves the objects better at a reasonable cost; the settings can stay."
     else:
