@@ -51,7 +51,7 @@ def test_a_box_drawn_twice_is_marked_in_red(tiny, browse, tmp_path):
     opts = ["DATASETS.COCO_JSON", [entry], "DATASETS.TRAIN", "['twice']", "DATASETS.TEST", "[]"]
     name, *others = browse("--suspicious", "--raw", *opts)
     assert name == "001_1.jpg" and others == ["sheet.jpg", "suspicious.csv"]
-    x, y, w, h = np.array(data["annotations"][2]["bbox"]) * 1200 / 96  # of an image of 96 pixels
+    x, y, _w, h = np.array(data["annotations"][2]["bbox"]) * 1200 / 96  # of an image of 96 pixels
     picture = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     red, green, blue = picture[round(y + h / 3), round(x) + 4]
     assert red > 200 and green < 60 and blue < 60

@@ -41,6 +41,14 @@ def test_positives_are_those_of_match_atss(config, opts):
     assert {(*c, lv, o) for c, lv, o in zip(centers, found.levels, found.objects, strict=True)} == expected
 
 
+def test_the_first_location_of_a_level_belongs_to_it(config):
+    """The box is as large as the anchors of p5, of which the four around its centre fit best: the first two columns."""
+    cfg = config(*SMALL, "MODEL.CLQ.ANCHOR_OFFSET", 0.5, "MODEL.CLQ.ANCHOR_SCALE", 2.0)
+    found = Targeting(cfg)(sample([[0.0, 0, 64, 64]], (120, 160)))
+    positives = {(*center, level) for center, level in zip(found.centers.tolist(), found.levels, strict=True)}
+    assert (16, 16, 2) in positives and (48, 48, 2) in positives
+
+
 def test_an_image_without_objects_has_no_positives(config):
     instances = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
     found = Targeting(config(*SMALL))({"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "instances": instances})
