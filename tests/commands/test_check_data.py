@@ -24,6 +24,8 @@ def test_each_set_is_summarized(tiny, run_clq, capsys, tmp_path, monkeypatch):
             f"blue  {ids.count(3)}",
             f"red   {ids.count(7)}",
         ]
+    num_objects = len(content(tiny, "shapes_train")["annotations"])
+    assert f"Sizes of {num_objects} objects in all 16 images of shapes_train" in lines
     assert not list(tmp_path.iterdir())  # OUTPUT_DIR, ./output, is left alone
 
 

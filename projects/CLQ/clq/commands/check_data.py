@@ -1,5 +1,7 @@
 """Check the data sets of a config as a training does before it starts, and summarize what they contain.
 
+The sizes of the training objects are compared with the levels and anchors of the config, and better ones are proposed.
+
     clq check-data --config-file cells.yaml
 
 The exit status is 2 for a fault that would stop a training. Warnings name what is left out or probably not meant.
@@ -17,6 +19,7 @@ from clq.data.checks import check_datasets
 from clq.data.datasets import class_names
 from clq.data.left_out import left_out_images
 from clq.data.num_classes import resolve_num_classes
+from clq.inspection.size_report import report
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,19 +30,22 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Checks the data sets and prints a summary of each."""
+    """Checks the data sets, and prints a summary of each and the sizes of objects."""
     args = _parse_args(argv)
     setup_logger(name="clq")
     cfg = clq.setup_cfg(args.config_file, args.opts)
     left_out = Counter(entry.data_set for entry in check_datasets(cfg))
     resolve_num_classes(cfg)
+    training: list[dict] = []
     for split in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
             gone = left_out_images(name)
             records = [r for r in DatasetCatalog.get(name) if (r["file_name"], r.get("image_id")) not in gone]
+            training += records if split == "TRAIN" else []
             print(f"DATASETS.{split} {name}")
             for line in summarize(records, class_names(name), left_out[name]):
                 print(f"  {line}")
+    print(report(cfg, training))
 
 
 def summarize(records: Sequence[dict], classes: Sequence[str], left_out: int = 0) -> Iterator[str]:

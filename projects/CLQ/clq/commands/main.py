@@ -20,7 +20,8 @@ COMMANDS = {  # name: (module, what it does)
     "eval": ("clq.commands.eval", "evaluate a detector on the test sets of its config"),
     "predict": ("clq.commands.predict", "detect objects in images"),
     "convert": ("clq.commands.convert", "convert the weights of another code base"),
-    "check-data": ("clq.commands.check_data", "check the data sets of a config and summarize them"),
+    "check-data": ("clq.commands.check_data", "check the data sets of a config, and compare objects with anchors"),
+    "browse": ("clq.commands.browse", "draw images as a training sees them, suspicious annotations first"),
     "app": ("clq.commands.app", "show detections and what is behind them on a local web page"),
     "doctor": ("clq.doctor", "report what is installed, whether it works, and how to fix what does not"),
 }
