@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from clq.data.formats.findings import LeftOut
 from clq.data.images import ImageError
 from clq.data.left_out import left_out_images, write_left_out
+from clq.data.tiling import tile_records
 from clq.errors import UserError
 from clq.utils.random_states import random_states, set_random_states
 
@@ -210,6 +211,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
     if isinstance(parts["dataset"], list):
         gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
         parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+        if cfg.DATASETS.TILE.SIZE:
+            parts["dataset"] = tile_records(parts["dataset"], cfg)
 
     def build_sampler(seed: int, dataset: Dataset) -> Iterable[int]:
         seeded = cfg.clone()
