@@ -16,6 +16,7 @@ from clq.inference.streams import Ahead, group_by_shape
 
 # Batches are made of this many batches' images, among which those of similar shapes are put together.
 _BATCHES_IN_WINDOW = 4
+_MAX_THREADS = 4
 _SECONDS_TO_FILL = 0.05  # that the images of a slow source wait for others
 
 
@@ -81,7 +82,8 @@ def predict_all(predictor: Predictor, sources: Iterable[Source], options: Option
     detector = predictor.detector(tile=options.tile, overlap=options.overlap, batch_size=options.batch_size)
     alone = options.live or options.batch_size == 1 or detector.tiled
     window = 1 if alone else _BATCHES_IN_WINDOW * options.batch_size
-    threads, ahead = (1, 1) if options.live else (min(2, os.cpu_count() or 1), 2 if alone else options.batch_size)
+    threads = 1 if options.live else min(_MAX_THREADS, max(1, (os.cpu_count() or 1) - 1))
+    ahead = 1 if options.live else max(threads, 2, 0 if alone else options.batch_size)
 
     def load(source: Source) -> _Loaded:
         return _load(predictor, detector, source, options.keep_images)
