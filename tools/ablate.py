@@ -139,7 +139,8 @@ def speeds(runs: dict[str, list[Run]], configs, count: int) -> dict[str, dict[st
         predictors[name] = Predictor(configs[name])
     cfg = next(iter(configs.values()))
     images = [image for _, image in itertools.islice(read_images(cfg, cfg.DATASETS.TEST[0]), count)]
-    height, width = next(iter(predictors.values())).resize(images[0]).shape[:2]
+    first = next(iter(predictors.values())).detector(tile=0)
+    height, width = first.prepare(images[0])["image"].shape[-2:]
     seconds = {name: [] for name in runs}
     for image in images[:1] + images:  # the first pass is a warm-up and is not counted
         for name, predictor in predictors.items():

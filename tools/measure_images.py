@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from clq.data.images import read_size
 from clq.errors import UserError
-from clq.inference.predictor import find_images
+from clq.inference.files import find_images
 from clq.utils.cli import run_cli
 from PIL import Image
 

@@ -1,37 +1,12 @@
-"""Input files, names of pictures, and categories."""
+"""Categories, and tiles of an image."""
 
 import clq
+import numpy as np
 import pytest
 from clq.data.categories import find_categories
+from clq.data.images import read_image
 from clq.errors import UserError
-from clq.inference.predictor import find_images, picture_names
 from detectron2.data import MetadataCatalog
-
-
-def test_files_are_found_once_in_the_order_of_the_inputs(tmp_path):
-    for name in ("b.png", "A.JPG", "c[1].png", "notes.txt", "raw.dat", "sub/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    inputs = ["raw.dat", "c[1].png", ".", "*b.png", "sub/*"]
-    found = find_images([str(tmp_path / x) for x in inputs])
-    # A file that is named is used whatever its suffix; a folder stands for its images, without its subfolders.
-    assert [p.replace("/./", "/") for p in found] == [
-        str(tmp_path / x) for x in ("raw.dat", "c[1].png", "A.JPG", "b.png", "sub/d.png")
-    ]
-
-
-@pytest.mark.parametrize("name", ["gone.png", "*.png", "sub"])
-def test_an_input_that_names_no_file_is_refused(name, tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.jpg").touch()
-    with pytest.raises(UserError, match=f"{tmp_path}/") as e:
-        find_images([str(tmp_path / "a.jpg"), str(tmp_path / name)])
-    assert str(tmp_path / name) in str(e.value)
-
-
-def test_picture_names_are_unique():
-    paths = ["a/x.png", "b/x.png", "x_2.png", "c/X.png", "d/x.jpg", "e/x.raw", "f/x"]
-    assert picture_names(paths) == ["x.png", "x_2.png", "x_2_2.png", "X_3.png", "x.jpg", "x.raw.png", "x_4.png"]
 
 
 def test_categories_of_detectron2s_own_data_sets_need_no_file():
@@ -40,3 +15,31 @@ def test_categories_of_detectron2s_own_data_sets_need_no_file():
     assert (categories.ids[11], categories.names[11]) == (13, "stop sign")  # COCO has no category 12
     assert categories.ids[-1] == 90 and len(categories.names) == 80
     assert MetadataCatalog.get("coco_2017_val").get("thing_classes")[11] == "stop sign"
+
+
+def test_tiles_that_do_not_overlap_are_images_of_their_own(tiny, trained):
+    predictor = clq.load(trained)
+    folder = tiny.replace("tiny.yaml", "shapes_val")
+    images = [read_image(f"{folder}/{i}.png", "RGB") for i in range(4)]
+    whole = np.concatenate([np.concatenate(images[:2], axis=1), np.concatenate(images[2:], axis=1)])
+    corners = (0, 0), (96, 0), (0, 96), (96, 96)
+    expected = np.concatenate(
+        [
+            np.column_stack([found.boxes + np.tile(corner, 2), found.scores, found.labels])
+            for found, corner in zip(predictor(images), corners, strict=True)
+        ]
+    )
+    expected = expected[np.argsort(-expected[:, 4], kind="stable")][:100]
+    for batch_size in (1, 3):
+        found = predictor([whole], batch_size, tile=96, overlap=0)[0]
+        np.testing.assert_allclose(np.column_stack([found.boxes, found.scores, found.labels]), expected, rtol=1e-4)
+    assert len(predictor(whole, tile=0)) != len(expected) or not np.allclose(predictor(whole).scores, expected[:, 4])
+    one_tile, alone = predictor(images[0], tile=100), predictor(images[0])
+    np.testing.assert_array_equal(one_tile.boxes, alone.boxes)
+
+
+def test_a_tile_out_of_range_is_refused(trained):
+    predictor = clq.load(trained)
+    for options in ({"tile": -1}, {"tile": 64, "overlap": 0.95}):
+        with pytest.raises(UserError, match=r"must be at least 0, and between 0 and 0\.9"):
+            predictor(np.zeros((8, 8, 3), np.uint8), **options)

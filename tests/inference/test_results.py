@@ -7,6 +7,7 @@ import pytest
 import torch
 from clq.data.categories import Categories
 from clq.errors import UserError
+from clq.inference.drawing import class_color
 from clq.inference.results import Result
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -60,10 +61,11 @@ def test_a_threshold_keeps_the_detections_from_it_on():
 
 
 def test_the_picture_has_the_boxes_above_the_threshold():
-    drawn = np.asarray(result().draw(threshold=0.5))
+    drawn, both = (np.asarray(result().draw(threshold=t)) for t in (0.5, 0))
     assert drawn.shape == (40, 60, 3)
-    assert drawn[2:22, 0:3].any()  # the left side of the first box
-    assert not drawn[14:17, 25:36].any()  # the lower right corner of the second
+    cat, dog = class_color(0), class_color(1)
+    assert (drawn[20, 1] == dog).all()  # the left side of the first box
+    assert not (drawn == cat).all(axis=2).any() and (both == cat).all(axis=2).any()
     png = Image.open(io.BytesIO(result()._repr_png_()))
     np.testing.assert_array_equal(np.asarray(png), np.asarray(result().draw()))
 

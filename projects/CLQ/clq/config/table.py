@@ -8,7 +8,7 @@ from clq.config.input_keys import AUGMENTATION_KEYS, IMAGE_KEYS, LETTERBOX_KEYS,
 from clq.config.key import Key, OneOf
 from clq.config.loss_keys import ASSIGN_KEYS, BOX_KEYS, CLS_KEYS, QUALITY_KEYS
 from clq.config.model_keys import BACKBONE_KEYS, BOX_FEATURE_KEYS, DETECTOR_KEYS, HEAD_KEYS, SELECTION_KEYS
-from clq.config.training_keys import DATA_KEYS, LOGGING_KEYS, SOLVER_KEYS, TEST_KEYS
+from clq.config.training_keys import DATA_KEYS, LOGGING_KEYS, SOLVER_KEYS, TEST_KEYS, TILE_KEYS
 from clq.utils.config_tree import get_key
 
 # The keys under headings, in the order of docs/CONFIG.md and of the config itself.
@@ -23,6 +23,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
     "Selection of detections": SELECTION_KEYS,
     "Backbone": BACKBONE_KEYS,
     "Data sets": DATA_KEYS,
+    "Tiles": TILE_KEYS,
     "Training": SOLVER_KEYS,
     "Testing": TEST_KEYS,
     "Logging": LOGGING_KEYS,

@@ -77,6 +77,30 @@ DATA_KEYS = (
     ),
 )
 
+TILE_KEYS = (
+    Key(
+        "DATASETS.TILE.SIZE",
+        0,
+        "The side in pixels of the square tiles into which images are cut, in training, evaluation and prediction, "
+        "before INPUT resizes them. Detections are merged, so evaluation scores whole images. With 0 images are not "
+        "cut.",
+        Number(minimum=0),
+    ),
+    Key(
+        "DATASETS.TILE.OVERLAP",
+        0.2,
+        "The overlap of neighbouring tiles, at least, as a share of their side. An object that is no larger than the "
+        "overlap is whole in some tile.",
+        Number(minimum=0, maximum=0.9),
+    ),
+    Key(
+        "DATASETS.TILE.MIN_VISIBLE",
+        0.25,
+        "In training, a tile has the objects of which it shows at least this share of the box.",
+        Number(minimum=0, maximum=1),
+    ),
+)
+
 SOLVER_KEYS = (
     Key(
         "SOLVER.EPOCHS",

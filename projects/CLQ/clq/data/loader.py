@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from clq.data.images import ImageError
 from clq.data.left_out import Reporter, left_out_images
 from clq.data.mixing_mapper import MixingMapper
+from clq.data.tiling import tile_records
 from clq.errors import UserError
 from clq.utils.random_states import random_states, set_random_states
 
@@ -224,7 +225,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
 
 
 def count_images(cfg: CfgNode) -> int:
-    """The number of training images that a loader of :func:`build_train_loader` draws from.
+    """The number of training images, or of their tiles, that a loader of :func:`build_train_loader` draws from.
 
     Raises:
         UserError: see :func:`build_train_loader`.
@@ -246,4 +247,6 @@ def _parts(cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict[str, Any]:
     if isinstance(parts["dataset"], list):
         gone = set().union(*map(left_out_images, cfg.DATASETS.TRAIN))
         parts["dataset"] = [r for r in parts["dataset"] if (r["file_name"], r.get("image_id")) not in gone]
+        if cfg.DATASETS.TILE.SIZE:
+            parts["dataset"] = tile_records(parts["dataset"], cfg)
     return parts

@@ -21,7 +21,7 @@ from fvcore.transforms.transform import CropTransform, TransformList
 from clq.config import check_keys
 from clq.data.augmentations import build_augmentations, build_test_augmentations
 from clq.data.images import ImageError, read_image, read_options
-from clq.data.tiling import visible_fraction
+from clq.data.tiling import cut_tile, visible_fraction
 from clq.data.transforms import Warp
 from clq.errors import UserError, blamed_on
 
@@ -110,6 +110,7 @@ class BoxMapper(DatasetMapper):
         """The image of a record, (H, W, C), upright and of the size that the record gives."""
         image = read_image(record["file_name"], self.image_format, **self.read_options)
         try:
+            image = cut_tile(record, image)
             check_image_size(record, image)
         except ValueError as e:  # Detectron2's message names the file and the sizes
             raise ImageError(" ".join(str(e).split())) from e
@@ -251,5 +252,5 @@ def build_train_mapper(cfg: CfgNode) -> BoxMapper:
 
 
 def build_test_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Builds the mapper for ``build_detection_test_loader``."""
-    return BoxMapper(cfg, is_train=False, augmentations=build_test_augmentations(cfg))
+    """Builds the mapper for ``build_detection_test_loader``. With ``DATASETS.TILE``, the detector resizes the tiles."""
+    return BoxMapper(cfg, is_train=False, augmentations=[] if cfg.DATASETS.TILE.SIZE else build_test_augmentations(cfg))

@@ -167,6 +167,8 @@ class Warp(Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray, flags: int = cv2.INTER_LINEAR) -> np.ndarray:
+        if img.ndim == 3 and img.strides[2] < 0:  # BGR as a view of RGB, which takes longer to copy than to warp
+            return self.apply_image(img[:, :, ::-1], flags)[:, :, ::-1]
         warped = cv2.warpPerspective(np.ascontiguousarray(img), self.matrix, self.size[::-1], flags=flags)
         return warped.reshape(*self.size, *img.shape[2:])
 

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from clq.config import check_keys
 from clq.data.augmentations import check_letterbox
+from clq.data.tiling import check_tiles
 from clq.engine.amp import autocast_dtype
 from clq.engine.best import best_metric
 from clq.engine.schedule import check_schedule
@@ -56,6 +57,7 @@ def check_model(cfg: CfgNode) -> None:
         _one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, _DEPTHS)
     check_augmentation(cfg)
     check_letterbox(cfg)
+    check_tiles(cfg)
     autocast_dtype(cfg, "TEST")
     for key in ("COMPILE", "CHECKPOINT_BACKBONE"):
         if cfg.MODEL.CLQ[key] and cfg.MODEL.META_ARCHITECTURE != "CLQ":

@@ -37,6 +37,7 @@ from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
+from clq.modeling.tiled import TiledDetector
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +139,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
-        """Evaluates a model as Detectron2 does, in the precision of ``TEST.AMP``."""
+        """Evaluates a model as Detectron2 does, with ``TEST.AMP`` and ``DATASETS.TILE``."""
         share_buffers(model)
         # A signal ends an evaluation at once, even within a training. Of several processes none can end it alone.
         alone = comm.get_world_size() == 1
         interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
+        if cfg.DATASETS.TILE.SIZE:
+            model = TiledDetector.from_config(cfg, model)
         with interruptible, inference_autocast(cfg), heartbeat.watched():
             return super().test(cfg, model, evaluators)
 

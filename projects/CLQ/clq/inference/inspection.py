@@ -12,8 +12,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from clq.engine.amp import inference_autocast
 from clq.errors import UserError
-from clq.inference.inputs import ImageLike
+from clq.inference.inputs import ImageLike, to_rgb_array
 from clq.inference.predictor import Predictor
 from clq.modeling.box_coding import DistributionCoder
 from clq.modeling.head.feature_alignment import Offsets
@@ -45,9 +46,10 @@ class Inspection:
         if not isinstance(predictor.model, CLQ):
             name = predictor.cfg.MODEL.META_ARCHITECTURE
             raise UserError(f"MODEL.META_ARCHITECTURE {name}: only detectors of CLQ can be inspected.")
-        self.image, self._record = predictor.prepare(image)
+        self.image, _ = to_rgb_array(image, predictor.read_options)
+        self._record = predictor.detector(tile=0).prepare(predictor.of_input(self.image))
         self._model = predictor.model
-        with _recorded(self._model) as records, predictor.autocast:
+        with _recorded(self._model) as records, inference_autocast(predictor.cfg):
             (candidates,) = self._model.candidates([self._record])
         self._candidates = candidates.to("cpu")
         self._candidates.final_scores = self._candidates.scores

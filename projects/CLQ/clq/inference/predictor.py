@@ -1,24 +1,22 @@
-"""Applies a trained detector to images, and finds the files of images and the names of classes."""
+"""Applies a trained detector to images."""
 
-import glob
-import os
 from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import AugInput, AugmentationList
+from detectron2.data.transforms import AugmentationList
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from fvcore.transforms.transform import TransformList
 from PIL import Image
+from torch import nn
 
 from clq.checkpoint.checkpointer import Checkpointer
 from clq.data.augmentations import build_test_augmentations
 from clq.data.categories import Categories, find_categories
 from clq.data.images import read_options
-from clq.data.mapper import matrix_entry
+from clq.data.model_input import model_input
 from clq.data.num_classes import fill_num_classes
 from clq.engine.amp import inference_autocast
 from clq.engine.config_checks import check_model
@@ -26,8 +24,34 @@ from clq.errors import UserError
 from clq.inference.inputs import ImageLike, to_rgb_array
 from clq.inference.results import Result
 from clq.modeling.optimize.fold_bn import optimize_for_inference
+from clq.modeling.tiled import TiledDetector
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+class Detector:
+    """A model and the preparation of its inputs. The two may run in different threads.
+
+    Args:
+        model: detector in eval mode, or a :class:`~clq.modeling.tiled.TiledDetector`.
+        augmentations: what happens to an image before the model receives it.
+        autocast: precision in which the model runs.
+
+    Attributes:
+        tiled: whether images are cut into tiles.
+    """
+
+    def __init__(self, model: nn.Module, augmentations: AugmentationList, autocast: torch.autocast):
+        self._model, self._augmentations, self._autocast = model, augmentations, autocast
+        self.tiled = isinstance(model, TiledDetector)
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """The model's input for an image; see :func:`~clq.data.model_input.model_input`."""
+        return model_input(image, self._augmentations)
+
+    @torch.no_grad()
+    def detect(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
+        """The detections in the N images of a batch, on the CPU, best first and in pixels of the original images."""
+        with self._autocast:
+            return [output["instances"].to("cpu") for output in self._model(inputs)]
 
 
 class Predictor:
@@ -48,7 +72,7 @@ class Predictor:
     Attributes:
         cfg: the config, with the number of classes.
         model: the detector.
-        autocast: context in which the model has the precision of the config.
+        read_options: keyword arguments of :func:`~clq.data.images.read_image`.
 
     Raises:
         UserError: the model cannot be built, or the checkpoint is missing or belongs to another model.
@@ -64,9 +88,8 @@ class Predictor:
         self.cfg = cfg
         self.model = optimize_for_inference(model)
         self._categories = categories
-        self.autocast = inference_autocast(cfg)
-        self._augmentations = AugmentationList(build_test_augmentations(cfg))
-        self._read_options = read_options(cfg)
+        self._autocast = inference_autocast(cfg)
+        self.read_options = read_options(cfg)
 
     @property
     def categories(self) -> Categories:
@@ -75,17 +98,47 @@ class Predictor:
             self._categories = find_categories(self.cfg)
         return self._categories
 
-    @overload
-    def __call__(self, images: ImageLike) -> Result: ...
-    @overload
-    def __call__(self, images: list[ImageLike] | tuple[ImageLike, ...], batch_size: int = 1) -> list[Result]: ...
+    def detector(self, *, tile: int | None = None, overlap: float | None = None, batch_size: int = 1) -> Detector:
+        """The model for whole images or for tiles, without what turns its detections into results.
 
-    def __call__(self, images, batch_size=1):
+        Args:
+            tile: side of a tile in pixels; 0 for whole images, None for ``DATASETS.TILE.SIZE``.
+            overlap: overlap of neighbouring tiles, as a fraction of their side; None for ``DATASETS.TILE.OVERLAP``.
+            batch_size: number of tiles that the model receives at once.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        size = self.cfg.DATASETS.TILE.SIZE if tile is None else tile
+        if size < 0 or not 0 <= (overlap or 0) <= 0.9:
+            raise UserError(f"tile {tile}, overlap {overlap}: must be at least 0, and between 0 and 0.9.")
+        if not size:
+            return Detector(self.model, AugmentationList(build_test_augmentations(self.cfg)), self._autocast)
+        tiled = TiledDetector.from_config(self.cfg, self.model, size=size, overlap=overlap, batch_size=batch_size)
+        return Detector(tiled, AugmentationList([]), self._autocast)
+
+    @overload
+    def __call__(self, images: ImageLike, *, tile: int | None = None, overlap: float | None = None) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        images: list[ImageLike] | tuple[ImageLike, ...],
+        batch_size: int = 1,
+        *,
+        tile: int | None = None,
+        overlap: float | None = None,
+    ) -> list[Result]: ...
+
+    def __call__(self, images, batch_size=1, *, tile=None, overlap=None):
         """Detects the objects in an image, or in each of several.
 
         Args:
             images: path, PIL image, RGB array (H, W, 3) uint8, RGB tensor (3, H, W) uint8, or a list of these.
-            batch_size: number of images that the model receives at once. Images of a batch are padded to a common size.
+            batch_size: number of images or tiles that the model receives at once. Images of a batch are padded to a
+                common size.
+            tile: side in pixels of the tiles into which images are cut, see :class:`~clq.modeling.tiled.TiledDetector`;
+                0 for whole images, None for ``DATASETS.TILE.SIZE``.
+            overlap: overlap of neighbouring tiles, as a fraction of their side; None for ``DATASETS.TILE.OVERLAP``.
 
         Returns:
             A :class:`~clq.inference.results.Result`, or a list of them.
@@ -94,19 +147,20 @@ class Predictor:
             UserError: an image cannot be used, or nothing is left of it at the size that ``INPUT`` asks for.
         """
         if not isinstance(images, (list, tuple)):
-            return self([images])[0]
+            return self([images], batch_size, tile=tile, overlap=overlap)[0]
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be at least 1.")
-        results = []
+        detector, results = self.detector(tile=tile, overlap=overlap, batch_size=batch_size), []
         for start in range(0, len(images), batch_size):
-            pairs = [to_rgb_array(image, self._read_options) for image in images[start : start + batch_size]]
-            found = self.detect([self._of_input(image) for image, _ in pairs])
-            for (image, path), instances in zip(pairs, found, strict=True):
-                quality = self.cfg.MODEL.CLQ.QUALITY.NAME
-                results.append(Result(image, instances, self.categories, quality_name=quality, path=path))
+            pairs = [to_rgb_array(image, self.read_options) for image in images[start : start + batch_size]]
+            found = detector.detect([detector.prepare(self.of_input(image)) for image, _ in pairs])
+            results += [self.result(*pair, instances) for pair, instances in zip(pairs, found, strict=True)]
         return results
 
-    @torch.no_grad()
+    def result(self, image: np.ndarray, path: str | None, instances: Instances) -> Result:
+        """The detections in an RGB image, (H, W, 3), as a result."""
+        return Result(image, instances, self.categories, quality_name=self.cfg.MODEL.CLQ.QUALITY.NAME, path=path)
+
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Detects the objects in the N images of a batch.
 
@@ -120,112 +174,11 @@ class Predictor:
         Raises:
             UserError: an image is so thin that nothing is left of it at the size that ``INPUT`` asks for.
         """
-        records = [self._record(image) for image in images]
-        with self.autocast:
-            return [output["instances"].to("cpu") for output in self.model(records)]
+        detector = self.detector(batch_size=len(images))
+        return detector.detect([detector.prepare(image) for image in images])
 
-    def prepare(self, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
-        """Prepares an image for the model.
-
-        Args:
-            image: see :meth:`__call__`.
-
-        Returns:
-            The image, (H, W, 3) uint8 RGB, and the dictionary that the model takes for it.
-
-        Raises:
-            UserError: as in :meth:`__call__`.
-        """
-        rgb, _ = to_rgb_array(image, self._read_options)
-        return rgb, self._record(self._of_input(rgb))
-
-    def _record(self, image: np.ndarray) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        resized, transforms = self._transformed(image)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width, **matrix_entry(transforms)}
-
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resizes an image (H, W, 3) to the size that ``INPUT`` asks for.
-
-        Raises:
-            UserError: the image is so thin that nothing would be left of it.
-        """
-        return self._transformed(image)[0]
-
-    def _of_input(self, image: np.ndarray) -> np.ndarray:
+    def of_input(self, image: np.ndarray) -> np.ndarray:
         """An RGB image in the order of ``INPUT.FORMAT``."""
         if self.cfg.INPUT.FORMAT == "L":
             return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
         return image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else image
-
-    def _transformed(self, image: np.ndarray) -> tuple[np.ndarray, TransformList]:
-        resized = AugInput(image)
-        try:
-            transforms = self._augmentations(resized)
-        except ValueError as e:  # Pillow raises it for a height or width of 0
-            height, width = image.shape[:2]
-            raise UserError(f"{width} x {height} pixels: too thin for the size that INPUT asks for.") from e
-        return resized.image, transforms
-
-
-def find_images(inputs: Sequence[str]) -> list[str]:
-    """Finds the image files that the inputs name, without repeating any.
-
-    Args:
-        inputs: paths of files, paths of folders, and patterns. A folder stands for the files in it, without its
-            subfolders, that have the suffix of an image; a pattern stands for the files that match it.
-
-    Returns:
-        Paths in the order of the inputs, and sorted within a folder or pattern.
-
-    Raises:
-        UserError: an input names no file.
-    """
-    found: dict[str, str] = {}  # the path as given, by the real path
-    for name in inputs:
-        paths = _expand(name)
-        if not paths:
-            raise UserError(f"{name}: {_explain_no_file(name)}")
-        for path in paths:
-            found.setdefault(os.path.realpath(path), path)
-    return list(found.values())
-
-
-def _expand(name: str) -> list[str]:
-    """Returns the paths of the files that an input names."""
-    name = os.path.expanduser(name)
-    if os.path.isdir(name):
-        paths = (os.path.join(name, entry) for entry in sorted(os.listdir(name)))
-        return [p for p in paths if p.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(p)]
-    if os.path.exists(name):  # tested before patterns, because a file may be called "tree[1].jpg"
-        return [name]
-    return [p for p in sorted(glob.glob(name)) if os.path.isfile(p)]
-
-
-def _explain_no_file(name: str) -> str:
-    if os.path.isdir(os.path.expanduser(name)):
-        return f"no image ({' '.join(IMAGE_SUFFIXES)}) in this folder; give its subfolders as --input if you need them."
-    if glob.has_magic(name):
-        return "no file matches; give image files, folders or patterns as --input."
-    return "no such file or folder; give image files, folders or patterns as --input."
-
-
-def picture_names(paths: Sequence[str]) -> list[str]:
-    """Returns a unique file name for the picture of each image.
-
-    It is the name of the image, with a number (``tree_2.jpg``) if another image has the same name.
-    """
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        stem, suffix = os.path.splitext(os.path.basename(path))
-        if suffix.lower() not in IMAGE_SUFFIXES:
-            stem, suffix = stem + suffix, ".png"
-        name, number = stem + suffix, 1
-        while name.lower() in taken:  # in lower case, because some file systems ignore case
-            number += 1
-            name = f"{stem}_{number}{suffix}"
-        taken.add(name.lower())
-        names.append(name)
-    return names

@@ -4,12 +4,14 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL import Image
 
 from clq.data.categories import Categories
 from clq.errors import UserError
+from clq.inference.drawing import Label, draw_boxes
 
 if TYPE_CHECKING:
     import supervision
@@ -97,9 +99,14 @@ class Result:
         predicts = self._quality_name == "iou" and self.instances.has("pred_quality")
         return self.instances.pred_quality.numpy() if predicts else None
 
-    def above(self, threshold: float) -> "Result":
-        """The detections with a final score of at least ``threshold``."""
-        kept = self.instances[self.instances.scores >= threshold]
+    def above(self, threshold: float | np.ndarray) -> "Result":
+        """The detections with a final score of at least a threshold.
+
+        Args:
+            threshold: the threshold; or an array, (K,), of one for each class.
+        """
+        least = threshold if isinstance(threshold, float | int) else threshold[self.labels]
+        kept = self.instances[torch.from_numpy(self.scores >= least)]
         return Result(self.image, kept, self.categories, quality_name=self._quality_name, path=self.path)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
@@ -140,16 +147,22 @@ class Result:
         data.update({name: values for name, values in factors.items() if values is not None})
         return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data)
 
-    def draw(self, threshold: float = DRAWING_THRESHOLD) -> Image.Image:
-        """The image with a box, a class and a score for each detection.
+    def draw(self, threshold: float | np.ndarray = DRAWING_THRESHOLD) -> Image.Image:
+        """The image with a box for each detection, labelled with its class, its score and its predicted IoU.
+
+        The name of the class is left out where there is a single one.
 
         Args:
-            threshold: lowest final score of a detection that is drawn.
+            threshold: lowest final score of a detection that is drawn, or one for each class; see :meth:`above`.
         """
-        from clq.inference.visualization import draw_detections  # matplotlib takes time to import
-
-        drawn = draw_detections(self.image, self.above(threshold).instances, self.categories.names)
-        return Image.fromarray(drawn)
+        drawn = self.above(threshold)
+        ious = [None] * len(drawn) if drawn.predicted_iou is None else drawn.predicted_iou.tolist()
+        names = drawn.names if len(self.categories.names) > 1 else [""] * len(drawn)
+        labels = [
+            Label(name, (f"{score:.2f}", *([] if iou is None else [f"IoU {iou:.2f}"])))
+            for name, score, iou in zip(names, drawn.scores.tolist(), ious, strict=True)
+        ]
+        return draw_boxes(self.image, drawn.boxes, drawn.labels.tolist(), labels)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
