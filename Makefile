@@ -35,6 +35,7 @@ demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, eval
 	@echo 'pictures    $(OUT)/pictures'
 	@echo 'metrics     $(OUT)/metrics.json, $(OUT)/inference/sample_trees_val/coco_instances_results.json'
 	@echo 'checkpoint  $(OUT)/model_final.pth'
+	@echo 'python      import clq; result = clq.load("$(OUT)")("photo.jpg")'
 
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest tests
