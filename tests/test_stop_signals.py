@@ -108,7 +108,7 @@ def test_signals_to_all_processes_of_two_ranks(train, tmp_path):
 def check_written_by_one(output, begin):
     """The files of the training of two ranks, resumed after iteration ``begin`` for two more."""
     names = {re.sub(r"_\d{7}", "", path.name) for path in output.iterdir() if not path.name.startswith("events")}
-    final = {"finished", "model_final.pth", "model_final.safetensors"}
+    final = {"finished", "model_final.pth", "model_final.safetensors", "metrics.csv", "curves.png"}
     assert names == {"config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model.pth"} | final
     log = (output / "log.txt").read_text()
     assert log.count("Rank of current process: 0. World size: 2") == 4  # one of each job, and none of rank 1
