@@ -125,7 +125,9 @@ def test_color_models_become_rgb(tmp_path):
     found = read("cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100)  # Adobe's, stored inverted
     assert np.abs(np.subtract(found, RED)).max() <= 3
     # Y 76, Cb 85, Cr 255 is red by JFIF: R = Y + 1.402 (Cr - 128) = 254, G = 0, B = Y + 1.772 (Cb - 128) = 0.
-    assert np.abs(np.subtract(read("y.tif", Image.new("YCbCr", (1, 1), (76, 85, 255))), [254, 0, 0])).max() <= 1
+    # Compressed, because Pillow 12 does not read what it writes without compression.
+    found = read("y.tif", Image.new("YCbCr", (1, 1), (76, 85, 255)), compression="tiff_lzw")
+    assert np.abs(np.subtract(found, [254, 0, 0])).max() <= 1
 
 
 def test_no_file_stays_open(tmp_path):
