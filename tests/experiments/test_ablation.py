@@ -131,7 +131,7 @@ def trainings_in_this_process(run, monkeypatch):
 
     def run_here(argv, env, stdout, stderr):
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            return subprocess.CompletedProcess(argv, run("train_net.py", *argv[2:]))
+            return subprocess.CompletedProcess(argv, run("train_net.py", *argv[argv.index("train") + 1 :]))
 
     monkeypatch.setattr(runs.subprocess, "run", run_here)
 
