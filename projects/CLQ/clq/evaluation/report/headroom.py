@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from clq.evaluation.report.matching import Matcher
 from clq.evaluation.report.operating import MATCH_IOU
@@ -79,13 +79,20 @@ def with_true_classes(run: Run, nms_thresh: float) -> Run:
     """The detections with the class of the object that each overlaps most, from an IoU of .5 on, after another NMS."""
     iou, truth = run.overlaps.best(~run.overlaps.crowd, len(run))
     own, _ = run.overlaps.best(run.same_class & ~run.overlaps.crowd, len(run))
-    wrong = (iou >= MATCH_IOU) & (own < MATCH_IOU)  # a detection that is right by one object stays as it is
-    label = np.where(wrong, run.truth.label[truth], run.label)
+    wrong = (iou >= MATCH_IOU) & (own < MATCH_IOU)  # what fits an object of its class stays as it is
+    label = run.label.copy()
+    label[wrong] = run.truth.label[truth[wrong]]
     group = run.image * len(run.truth.names) + label
     touched = np.flatnonzero(np.isin(group, group[wrong]))  # elsewhere NMS has nothing new to remove
+    touched = touched[np.argsort(group[touched], kind="stable")]
     corners = np.concatenate([run.boxes[:, :2], run.boxes[:, :2] + run.boxes[:, 2:]], axis=1)
-    again = batched_nms(*(torch.from_numpy(x[touched]) for x in (corners, run.scores, group)), nms_thresh)
-    keep = np.setdiff1d(np.arange(len(run)), np.setdiff1d(touched, touched[again.numpy()]))
+    keep = np.ones(len(run), bool)
+    for members in np.split(
+        touched, np.flatnonzero(np.diff(group[touched])) + 1
+    ):  # batched_nms looks at all of them for each group
+        keep[members] = False
+        again = nms(torch.from_numpy(corners[members]), torch.from_numpy(run.scores[members]), nms_thresh)
+        keep[members[again.numpy()]] = True
     return run.changed(keep, label=label)
 
 
