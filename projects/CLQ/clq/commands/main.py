@@ -18,6 +18,7 @@ from clq.utils.cli import run_cli
 COMMANDS = {  # name: (module, what it does)
     "train": ("clq.commands.train", "train a detector, or resume its training"),
     "eval": ("clq.commands.eval", "evaluate a detector on the test sets of its config"),
+    "report": ("clq.commands.report", "write a report on detections: what scores mean, errors, what could be won"),
     "predict": ("clq.commands.predict", "detect objects in images"),
     "convert": ("clq.commands.convert", "convert the weights of another code base"),
     "check-data": ("clq.commands.check_data", "check the data sets of a config, and compare objects with anchors"),

@@ -235,4 +235,23 @@ TEST_KEYS = (
     ),
     Key("TEST.AMP.ENABLED", False, "Whether evaluation and prediction use mixed precision."),
     Key("TEST.AMP.DTYPE", "auto", "The data type of mixed precision in evaluation and prediction.", _DTYPES),
+    Key(
+        "TEST.REPORT",
+        False,
+        "Whether an evaluation writes a report beside its results: report.html, its pictures, metrics.json and "
+        "thresholds.json. Of the evaluations of a training, only the one after the last iteration does.",
+    ),
+    Key(
+        "TEST.REPORT_PRECISION",
+        0.9,
+        "The precision that the thresholds in thresholds_precision.json reach on the test set.",
+        Number(above=0, maximum=1),
+    ),
+    Key(
+        "TEST.REPORT_CANDIDATES",
+        0,
+        "The number of images whose candidates before NMS are kept, so that the report shows what NMS loses. The "
+        "detector sees these images twice. Evaluations with TEST.AUG keep none.",
+        Number(minimum=0),
+    ),
 )

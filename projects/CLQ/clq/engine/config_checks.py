@@ -38,7 +38,8 @@ def check_model(cfg: CfgNode) -> None:
     Raises:
         UserError: the first key that is at fault.
     """
-    check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB", "INPUT.MAX_MEGAPIXELS", "INPUT.GREY_RANGE")
+    check_keys(cfg, "MODEL.MAX_WEIGHTS_GIB", "INPUT.MAX_MEGAPIXELS", "INPUT.GREY_RANGE", "TEST.REPORT_PRECISION")
+    check_keys(cfg, "TEST.REPORT_CANDIDATES")
     _check_finite(cfg)
     backbone = cfg.MODEL.BACKBONE.NAME
     _one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])

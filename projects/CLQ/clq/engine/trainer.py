@@ -12,7 +12,7 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_
 from detectron2.engine.hooks import EvalHook
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +34,7 @@ from clq.engine.process_group import share_buffers
 from clq.engine.schedule import scale_to_workers, with_iterations
 from clq.engine.trackers import build_trackers
 from clq.errors import UserError, blamed_on
-from clq.evaluation.coco import BoxEvaluator
+from clq.evaluation.coco import BoxEvaluator, ReportSettings
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
 from clq.modeling.tiled import TiledDetector
@@ -146,6 +146,10 @@ class Trainer(DefaultTrainer):
         interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
         if cfg.DATASETS.TILE.SIZE:
             model = TiledDetector.from_config(cfg, model)
+        if cfg.TEST.REPORT_CANDIDATES:
+            evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            for evaluator in evaluators:
+                evaluator.keep_candidates(model, cfg.TEST.REPORT_CANDIDATES)
         with interruptible, inference_autocast(cfg), heartbeat.watched():
             return super().test(cfg, model, evaluators)
 
@@ -159,6 +163,7 @@ class Trainer(DefaultTrainer):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.MIN_SIZE_TEST = 0  # the loader must not resize the images, which the augmentation resizes
+        cfg.TEST.REPORT_CANDIDATES = 0  # each version of an image has candidates of its own
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, DenseTTA(model, DatasetMapperTTA(cfg)), evaluators)
@@ -210,14 +215,28 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> BoxEvaluator:
-        """Builds the evaluator of COCO's box metrics, for as many detections per image as the detector may return."""
+        """Builds the evaluator of COCO's box metrics, for as many detections per image as the detector may return.
+
+        Within a training, it writes a report after the last iteration only.
+        """
+        settings = ReportSettings(cfg.TEST.REPORT_PRECISION, cfg.MODEL.CLQ.NMS_THRESH)
         return BoxEvaluator(
             dataset_name,
             output_dir=os.path.join(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"), dataset_name),
             left_out_folder=cfg.OUTPUT_DIR,
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            quality_name=cfg.MODEL.CLQ.QUALITY.NAME,
+            report=settings if cfg.TEST.REPORT and not _goes_on(cfg) else None,
         )
+
+
+def _goes_on(cfg: CfgNode) -> bool:
+    """Whether this is called within a training that has iterations left."""
+    try:
+        return get_event_storage().iter + 1 < cfg.SOLVER.MAX_ITER
+    except AssertionError:  # Detectron2's way to say that there is no training
+        return False
 
 
 def describe(cfg: CfgNode) -> DetectorInfo:

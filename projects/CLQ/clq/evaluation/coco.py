@@ -3,20 +3,33 @@
 import itertools
 import json
 import logging
+import math
 import os
 import tempfile
+import time
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clq.data.datasets import complete_metadata, is_a_json, is_declared, leaves_out_faults, load_content
 from clq.data.formats.coco import to_coco
 from clq.data.formats.findings import Findings, LeftOut
 from clq.data.left_out import left_out_images, write_left_out
 from clq.data.mapper import UNREADABLE
+from clq.errors import UserError
+from clq.inference.results import QUALITY_FIELDS
+from clq.modeling.postprocess import moved_to_image
 from clq.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -24,12 +37,26 @@ logger = logging.getLogger(__name__)
 RESULTS_FILE, TRUTH_FILE = "coco_instances_results.json", "annotations.json"
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a report needs to know.
+
+    Attributes:
+        precision: precision that the thresholds of thresholds_precision.json reach.
+        nms_thresh: threshold of the detector's NMS.
+    """
+
+    precision: float
+    nms_thresh: float
+
+
 class BoxEvaluator(COCOEvaluator):
     """Detectron2's evaluator, which reads the annotations that the check of a data set accepts.
 
     Images that the mapper could not read (``DATASETS.ON_ERROR skip``) are left out, with what is to be found in them.
     Where the annotations that were used are not those of the json of the data set, they are written to
-    ``annotations.json`` beside the results.
+    ``annotations.json`` beside the results. Where the detector has a quality branch, the results hold the parts of the
+    score, and the FPN level of each detection. See :mod:`clq.evaluation.report` for the report.
 
     Args:
         dataset_name: name of the data set.
@@ -37,6 +64,8 @@ class BoxEvaluator(COCOEvaluator):
         left_out_folder: folder of ``left_out.jsonl``, which receives the images that were left out.
         max_dets_per_image: number of detections of an image that count.
         use_fast_impl: whether to use Detectron2's own compiled COCOeval.
+        quality_name: ``MODEL.CLQ.QUALITY.NAME``, by which the results call the output of the quality branch.
+        report: settings of the report; None if none is to be written.
     """
 
     def __init__(
@@ -47,11 +76,17 @@ class BoxEvaluator(COCOEvaluator):
         left_out_folder: str,
         max_dets_per_image: int,
         use_fast_impl: bool,
+        quality_name: str = "none",
+        report: ReportSettings | None = None,
     ):
         settings = {"tasks": ("bbox",), "output_dir": output_dir, "max_dets_per_image": max_dets_per_image}
         self._name, self._left_out_folder = dataset_name, left_out_folder
         self._left_out: dict[int | str, LeftOut] = {}  # by the id of the image
         self._changed = False
+        self._quality_field, self._report = QUALITY_FIELDS.get(quality_name, "quality"), report
+        self._model: Any = None
+        self._wanted_candidates, self._coco_eval = 0, None
+        self._candidates: list[tuple[int | str, list[dict]]] = []  # of images, by their ids
         if not is_declared(dataset_name):
             super().__init__(dataset_name, use_fast_impl=use_fast_impl, **settings)
             return
@@ -71,9 +106,25 @@ class BoxEvaluator(COCOEvaluator):
         self._coco_api: COCO = to_coco(content)
         self._do_evaluation = content.annotations is not None
 
+    def keep_candidates(self, model: nn.Module, count: int) -> None:
+        """Keeps the candidates before NMS of the first images, for the report.
+
+        Args:
+            model: detector, which sees these images a second time.
+            count: number of images, over all processes.
+
+        Raises:
+            UserError: the model has no candidates.
+        """
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self._wanted_candidates = math.ceil(count / comm.get_world_size())
+        if not hasattr(self._model, "candidates"):
+            kind = type(self._model).__name__
+            raise UserError(f"TEST.REPORT_CANDIDATES {count}: {kind} models give no candidates; set it to 0.")
+
     def reset(self) -> None:
         super().reset()
-        self._left_out = {}
+        self._left_out, self._candidates, self._coco_eval = {}, [], None
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         pairs = list(zip(inputs, outputs, strict=True))
@@ -82,7 +133,15 @@ class BoxEvaluator(COCOEvaluator):
                 entry = LeftOut(self._name, record["file_name"], None, record[UNREADABLE])
                 self._left_out[record["image_id"]] = entry
         good = [pair for pair in pairs if UNREADABLE not in pair[0]]
-        super().process([record for record, _ in good], [output for _, output in good])
+        records, before = [record for record, _ in good], len(self._predictions)
+        super().process(records, [output for _, output in good])
+        for (_, output), prediction in zip(good, self._predictions[before:], strict=True):
+            add_parts(prediction["instances"], output["instances"], self._quality_field)
+        for record in records[: self._wanted_candidates - len(self._candidates)]:
+            found = moved_to_image(self._model.candidates([record])[0], record).to(self._cpu_device)
+            results = instances_to_coco_json(found, record["image_id"])
+            add_parts(results, found, self._quality_field)
+            self._candidates.append((record["image_id"], results))
 
     def evaluate(self, img_ids: list | None = None) -> dict:
         gathered = comm.gather(self._left_out, dst=0) if self._distributed else [self._left_out]
@@ -95,9 +154,54 @@ class BoxEvaluator(COCOEvaluator):
             write_left_out(self._left_out_folder, (e for i, e in left_out.items() if (e.image, i) not in known))
             wanted = self._coco_api.imgs.keys() - left_out.keys()
             img_ids = sorted(wanted if img_ids is None else wanted & set(img_ids))
+        kept = comm.gather(self._candidates, dst=0) if self._distributed else [self._candidates]
+        self._candidates = list(itertools.chain(*kept))
         if comm.is_main_process() and self._output_dir and self._do_evaluation:
             self._write_truth(img_ids if left_out else None)
         return super().evaluate(img_ids)
+
+    def _derive_coco_results(self, coco_eval: COCOeval | None, iou_type: str, class_names=None) -> dict:
+        self._coco_eval = coco_eval
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+    def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
+        super()._eval_predictions(predictions, img_ids)
+        if self._report is None or not self._output_dir or not self._do_evaluation:
+            return
+        try:
+            results = list(itertools.chain(*(p["instances"] for p in predictions)))
+            self._results["report"] = self._write_report(self._report, results, img_ids)
+        except Exception:  # the metrics must not be lost, and `clq report` can write it later
+            logger.exception("data set %s: the report could not be written", self._name)
+
+    def _write_report(self, settings: ReportSettings, results: list[dict], img_ids: list | None) -> dict[str, float]:
+        """Writes the report beside the results, and returns its most important numbers."""
+        from clq.evaluation.report.analysis import analyse, evaluate_coco  # matplotlib takes time to import
+        from clq.evaluation.report.candidates import Candidates
+        from clq.evaluation.report.run import make_run
+        from clq.evaluation.report.truth import truth_of
+        from clq.evaluation.report.write import write_report
+
+        start, max_dets = time.perf_counter(), self._max_dets_per_image[2]
+        run = make_run(self._name, truth_of(self._coco_api, img_ids), results, max_dets=max_dets)
+        candidates = None
+        if self._candidates:
+            ids = self._metadata.thing_dataset_id_to_contiguous_id
+            found = list(itertools.chain(*(results for _, results in self._candidates)))
+            dataset_ids = {index: category for category, index in ids.items()}
+            found = [{**result, "category_id": dataset_ids[result["category_id"]]} for result in found]
+            candidates = Candidates([image for image, _ in self._candidates], found, settings.nms_thresh, max_dets)
+            candidates.save(self._output_dir)
+        analysis = analyse(
+            run,
+            self._coco_eval or evaluate_coco(run, max_dets),
+            precision=settings.precision,
+            nms_thresh=settings.nms_thresh,
+            candidates=candidates,
+        )
+        path = write_report([analysis], self._output_dir, self._metadata.get("image_root"))
+        logger.info("report: %s (%.1f s)", path, time.perf_counter() - start)
+        return analysis.summary()
 
     def _write_truth(self, image_ids: list | None) -> None:
         """Writes the annotations of these images, or of all, if they are not those of the json of the data set."""
@@ -123,3 +227,18 @@ def truth_file(results_file: str | os.PathLike, dataset_name: str) -> str:
     """
     path = os.path.join(os.path.dirname(results_file), TRUTH_FILE)
     return path if os.path.isfile(path) else MetadataCatalog.get(dataset_name).json_file
+
+
+def add_parts(results: Iterable[dict], found: Instances, quality_field: str) -> None:
+    """Adds to COCO results what the instances that they were made of have besides.
+
+    Args:
+        results: as :func:`instances_to_coco_json` makes them.
+        found: instances, which may have ``cls_scores``, ``pred_quality`` and ``levels``.
+        quality_field: name of the output of the quality branch in the results.
+    """
+    names = {"cls_scores": "cls_score", "pred_quality": quality_field, "levels": "level"}
+    for name, key in names.items():
+        if found.has(name):
+            for result, value in zip(results, found.get(name).tolist(), strict=True):
+                result[key] = value if name == "levels" else float(f"{value:.6g}")

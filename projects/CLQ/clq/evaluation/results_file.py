@@ -47,13 +47,24 @@ def read_results(path: str, image_ids: Collection[int | str], category_ids: Coll
         results = read_json(path)
     except UserError as e:
         raise UserError(f"{e} Evaluate the detector again.") from e
+    check_results(path, results, image_ids, category_ids)
+    return results
+
+
+def check_results(
+    path: str, results: object, image_ids: Collection[int | str], category_ids: Collection[int | str]
+) -> None:
+    """Checks the content of a results file; see :func:`read_results`.
+
+    Raises:
+        UserError: it is not a list of detections of a data set with these ids.
+    """
     if not isinstance(results, list):
         raise UserError(f"{path}: holds no list of detections; evaluate the detector again.")
     images, categories = set(image_ids), set(category_ids)
     for number, result in enumerate(results, start=1):
         if fault := _fault(result, images, categories):
             raise UserError(f"{path}: detection {number} {fault}; evaluate the detector again.")
-    return results
 
 
 def _fault(result: object, images: set[int | str], categories: set[int | str]) -> str | None:
