@@ -139,12 +139,9 @@ def _compare(found: Instances, expected: Instances, selector: DetectionSelector,
             pairs.append((i, j))
             taken.add(j)
     left, right = ([pair[side] for pair in pairs] for side in (0, 1))
-    _check_single(
-        found, found.boxes, set(range(len(found))) - set(left), boxes, selector, agreement, "only in the file:"
-    )
-    _check_single(
-        expected, boxes, set(range(len(expected))) - taken, found.boxes, selector, agreement, "the file lacks"
-    )
+    surplus, missing = set(range(len(found))) - set(left), set(range(len(expected))) - taken
+    _check_single(found, found.boxes, surplus, boxes, selector, agreement, "only in the file:")
+    _check_single(expected, boxes, missing, found.boxes, selector, agreement, "not in the file:")
     agreement.detections += len(pairs)
     if pairs:
         agreement.box = max(agreement.box, distance[left, right].max().item())

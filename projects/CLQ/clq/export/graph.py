@@ -149,7 +149,7 @@ def _among_best(scores: Tensor, number: int) -> Tensor:
     """(N, S) bool: whether each of the scores (N, S), at least -1, is among the ``number`` best of its row."""
     padded = torch.cat((scores, scores.new_full((scores.shape[0], number), -1.0)), dim=1)  # so that there are enough
     best = padded.topk(number).indices
-    return torch.zeros_like(padded, dtype=torch.bool).scatter(1, best, True)[:, : scores.shape[1]]
+    return torch.zeros_like(padded).scatter(1, best, 1.0)[:, : scores.shape[1]] > 0
 
 
 def _has_quality(model: CLQ) -> bool:

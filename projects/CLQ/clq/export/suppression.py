@@ -4,6 +4,8 @@ It has two forms. torch's file formats get one call of torchvision's NMS for all
 operator NonMaxSuppression, through an operator of torch that stands for it during the export.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -46,7 +48,9 @@ def _(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
 
 def onnx_translation() -> dict:
     """The translation of :func:`kept_by_nms_op` for :func:`torch.onnx.export`'s ``custom_translation_table``."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op = cast(Any, opset18)  # whose annotations are those of Python code that onnxscript would compile
 
     def translate(boxes, scores, nms_thresh: float):
         per_class = op.Transpose(scores, perm=[0, 2, 1])  # (N, K, R)
