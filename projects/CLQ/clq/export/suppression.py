@@ -32,7 +32,9 @@ def kept_by_nms(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
     apart = boxes[image, location].double() + (group * (boxes.amax().double() + 1)).unsqueeze(1)
     kept = nms(apart, scores[image, location, label].double(), nms_thresh)
     flat = (image * r + location) * k + label
-    return torch.zeros(n * r * k, dtype=torch.bool, device=scores.device).index_fill(0, flat[kept], True).view(n, r, k)
+    # uint8, because TorchScript fills with numbers only.
+    keep = torch.zeros(n * r * k, dtype=torch.uint8, device=scores.device).index_fill(0, flat[kept], 1)
+    return keep.view(n, r, k) > 0
 
 
 @torch.library.custom_op("clq::kept_by_nms", mutates_args=())
