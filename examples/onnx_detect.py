@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-# The names of these outputs in COCO's results. A quality that is no IoU, such as a centerness, has its own name.
-SCORE_PARTS = {"cls_scores": "cls_score", "predicted_iou": "predicted_iou"}
+# The name of the output `predicted_iou` in the results, by the metadata `quality`. Others have "quality".
+QUALITY_NAMES = {"iou": "predicted_iou", "centerness": "centerness"}
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#f032e6", "#000075")
 
 
@@ -44,9 +44,8 @@ class Detector:
         self.classes, self.category_ids = json.loads(metadata["classes"]), json.loads(metadata["category_ids"])
         self._resize, self._channels = json.loads(metadata["resize"]), metadata["channels"]
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._part_names = dict(SCORE_PARTS)
-        if metadata["quality"] != "iou":
-            self._part_names["predicted_iou"] = metadata["quality"] if metadata["quality"] == "centerness" else "quality"
+        quality = QUALITY_NAMES.get(metadata["quality"], "quality")
+        self._part_names = {"cls_scores": "cls_score", "predicted_iou": quality}
 
     def __call__(self, image):
         """Detects the objects in an image of Pillow.
@@ -161,7 +160,7 @@ def draw(image, found, classes, threshold):
             continue
         color, text = COLORS[label % len(COLORS)], f"{classes[label]} {score:.2f}"
         canvas.rectangle(box, outline=color, width=max(2, image.height // 200))
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        _, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
         corner = min(box[0], max(0, image.width - right - 4)), max(0, box[1] - bottom - 4)
         canvas.rectangle((*corner, corner[0] + right + 4, corner[1] + bottom + 4), fill=color)
         canvas.text((corner[0] + 2, corner[1] + 2), text, fill="white", font=font)
@@ -174,7 +173,7 @@ def main(argv=None):
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--output", help="folder for the pictures, which are named after their images")
     parser.add_argument("--json", help="file for the detections")
-    parser.add_argument("--threshold", type=float, default=0.4, help="lowest score that is drawn (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.4, help="lowest score to draw (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime; default: its own choice")
     args = parser.parse_args(argv)
     try:
