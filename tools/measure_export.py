@@ -4,9 +4,9 @@
     tools/measure_export.py speed --config-file output/sample --files sample.onnx sample_int8.onnx --input folder
     tools/measure_export.py ap --config-file output/sample --files sample.onnx sample_int8.onnx
 
-`speed` takes turns: for each image, the detector and the files detect one after the other, with images that are ready in
-memory and with the same number of threads. The detector is the one of `clq predict`, with folded batch norms. `ap`
-evaluates on the test sets of the config. Both need onnxruntime.
+`speed` takes turns: for each image, the detector and the files detect one after the other, from pixels in memory and
+with the same number of threads. The detector is the one of `clq predict`, with folded batch norms. `ap` evaluates on
+the test sets of the config. Both need onnxruntime.
 """
 
 import argparse
@@ -78,8 +78,10 @@ def ap(args, predictor: Predictor) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, detector in read_all(predictor, args.files).items():
             cfg.OUTPUT_DIR = f"{folder}/{name}"
-            for dataset, metrics in {cfg.DATASETS.TEST[0]: Trainer.test(cfg, detector)}.items():
-                print(f"{name:24s} {dataset}: AP {metrics['bbox']['AP']:.2f}, AP50 {metrics['bbox']['AP50']:.2f}")
+            results = Trainer.test(cfg, detector)
+            for dataset in cfg.DATASETS.TEST:
+                box = (results if len(cfg.DATASETS.TEST) == 1 else results[dataset])["bbox"]
+                print(f"{name:24s} {dataset}: AP {box['AP']:.2f}, AP50 {box['AP50']:.2f}")
 
 
 def main(argv=None) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
