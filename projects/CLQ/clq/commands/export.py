@@ -28,7 +28,7 @@ from clq.modeling.meta_arch.clq import CLQ
 from clq.utils.cli import positive
 from clq.utils.files import write_atomically
 
-_SYNTHETIC_SIZES = (240, 320), (333, 250), (64, 48)  # height and width of the synthetic images
+_SYNTHETIC_SIZES = (240, 320), (333, 250), (160, 200)  # height and width of the synthetic images
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
