@@ -2,7 +2,8 @@
 """Measure the speed and the AP of exported files beside those of the detector that they were made of.
 
     tools/measure_export.py speed --config-file output/sample --files sample.onnx sample_int8.onnx --input folder
-    tools/measure_export.py ap --config-file output/sample --files sample.onnx sample_int8.onnx
+    tools/measure_export.py ap --config-file output/sample/config.yaml --weights output/sample/model_final.pth \\
+        --files sample.onnx sample_int8.onnx
 
 `speed` takes turns: for each image, the detector and the files detect one after the other, from pixels in memory and
 with the same number of threads. The detector is the one of `clq predict`, with folded batch norms. `ap` evaluates on

@@ -30,8 +30,8 @@ from clq.modeling.meta_arch.clq import CLQ
 from clq.utils.cli import positive
 from clq.utils.files import write_atomically
 
-_CALIBRATION_IMAGES = 100
-_SYNTHETIC_SIZES = (240, 320), (333, 250), (64, 48)  # height and width of the synthetic images
+_CALIBRATION_IMAGES = 100  # the most that --int8 uses
+_SYNTHETIC_SIZES = (240, 320), (333, 250), (160, 200)  # height and width of the synthetic images
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="let backbone and towers of an ONNX file compute with 8-bit integers, which is faster and less exact",
     )
-    add("--calibration", nargs="+", help="images or folders like those that an --int8 file will see; 100 are used")
+    add("--calibration", nargs="+", help="images or folders like those that an --int8 file will see")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     args = parser.parse_args(argv)
     if (args.detector is None) == (args.config_file is None):
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _require_packages("onnx", "onnxscript", "onnxruntime")
     if not args.output.parent.is_dir():
         raise UserError(f"{args.output}: there is no folder {args.output.parent}; create it.")
-    given = args.images or args.calibration
-    paths = find_images(given)[: args.max_images] if given else []
+    paths = _find(args.images or args.calibration, args.max_images)
+    calibration = _find(args.calibration, _CALIBRATION_IMAGES)
     predictor = clq.load(args.detector, args.weights, device="cpu", opts=[*args.opts, "MODEL.CLQ.COMPILE", False])
     model = predictor.model
     if not isinstance(model, CLQ):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner, batches = file_format.read(content), list(_batches(images))
     agreement = check_raw(runner, graph, batches) if args.raw else check_detections(runner, model, batches)
     if args.int8:
-        content = quantize(content, _images(predictor, find_images(args.calibration)[:_CALIBRATION_IMAGES]))
+        content = quantize(content, _images(predictor, calibration))
         closeness = check_quantized(file_format.read(content), model, images)
     with write_atomically(args.output) as f:
         f.write(content)
@@ -108,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"with 8-bit integers on {closeness}")
     if not agreement.detections:
         print("Nothing was detected in these images; give some with --images, so that boxes are compared.")
+
+
+def _find(inputs: Sequence[str] | None, most: int) -> list[str]:
+    return find_images(inputs)[:most] if inputs else []
 
 
 def _require_packages(*names: str) -> None:

@@ -2,8 +2,9 @@
 
 Two sums of the same numbers in another order differ in their last digits. So a score may cross a threshold that it all
 but equals, and so may an IoU. A detection that only one side has is therefore no difference if its score is within the
-tolerance of the score threshold, or of the lowest score of an image that has all the detections it may have, or if it
-overlaps a better box of its class by the NMS threshold within the tolerance.
+tolerance of the score threshold, or of the lowest score of an image that has all the detections it may have, or if NMS
+removed it on the other side by a hair: for an IoU that all but equals the threshold, or for a box of the same class
+whose score all but equals its own. Detections of this kind may be a small share of all.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.postprocess import DetectionSelector
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.01, 1e-4  # pixels of the graph's input; score
+_BORDERLINE_SHARE = 0.1  # of the detections
 _FIELDS = dict(zip(QUALITY_OUTPUTS, ("cls_scores", "pred_quality"), strict=True))
 
 
@@ -72,6 +74,8 @@ def check_detections(runner: Runner, model: CLQ, batches: Iterable[Sequence[Tens
                 size = f"{x.shape[-1]} x {x.shape[-2]}"
                 raise UserError(f"the exported detector differs from the detector on an image of {size}: {e}.") from e
             agreement.images += 1
+    if agreement.borderline > max(4, _BORDERLINE_SHARE * agreement.detections):
+        raise UserError(f"too many scores and overlaps are at a threshold to compare the detections ({agreement}).")
     return agreement
 
 
@@ -139,9 +143,11 @@ def _compare(found: Instances, expected: Instances, selector: DetectionSelector,
             pairs.append((i, j))
             taken.add(j)
     left, right = ([pair[side] for pair in pairs] for side in (0, 1))
-    surplus, missing = set(range(len(found))) - set(left), set(range(len(expected))) - taken
-    _check_single(found, found.boxes, surplus, boxes, selector, agreement, "only in the file:")
-    _check_single(expected, boxes, missing, found.boxes, selector, agreement, "not in the file:")
+    surplus = found[[i for i in range(len(found)) if i not in left]]
+    missing = expected[[j for j in range(len(expected)) if j not in taken]]
+    missing.boxes, expected.boxes = missing.pred_boxes.tensor, boxes
+    agreement.borderline += _check_borderline(surplus, found, expected, selector, "only in the file:")
+    agreement.borderline += _check_borderline(missing, expected, found, selector, "not in the file:")
     agreement.detections += len(pairs)
     if pairs:
         agreement.box = max(agreement.box, distance[left, right].max().item())
@@ -152,22 +158,34 @@ def _compare(found: Instances, expected: Instances, selector: DetectionSelector,
             agreement.score = max(agreement.score, largest)
 
 
-def _check_single(
-    side: Instances,
-    boxes: Tensor,
-    single: set[int],
-    others: Tensor,
-    selector: DetectionSelector,
-    agreement: Agreement,
-    what: str,
-) -> None:
-    """Counts the detections that only one side has as borderline, or raises."""
-    for i in sorted(single):
-        score, full = side.scores[i].item(), len(side) == selector.max_detections
-        lowest = side.scores.min().item() if full else selector.score_thresh
-        overlap = box_iou(boxes[i : i + 1], torch.cat((boxes, others)))
-        at_nms = ((overlap - selector.nms_thresh).abs() <= SCORE_TOLERANCE).any().item()
-        if min(abs(score - lowest), abs(score - selector.score_thresh)) > SCORE_TOLERANCE and not at_nms:
-            label, box = side.pred_classes[i].item(), [round(x, 1) for x in boxes[i].tolist()]
-            raise _Differs(f"{what} box {box} of class {label} with score {score:.4f}")
-        agreement.borderline += 1
+def _check_borderline(
+    single: Instances, side: Instances, other: Instances, selector: DetectionSelector, what: str
+) -> int:
+    """Checks that detections are on one side only because they all but equal a threshold.
+
+    Args:
+        single: these detections.
+        side: all detections of their side.
+        other: those of the other side.
+        selector: what selects detections.
+        what: how a message begins.
+
+    Returns:
+        Their number.
+    """
+    ends = [selector.score_thresh]
+    if len(side) == selector.max_detections:
+        ends.append(side.scores.min().item())
+    for i in range(len(single)):
+        score, label, box = single.scores[i], single.pred_classes[i], single.boxes[i : i + 1]
+        if min(abs(score.item() - end) for end in ends) <= SCORE_TOLERANCE:
+            continue
+        rivals = [x[x.pred_classes == label] for x in (side, other)]
+        overlap, scores = box_iou(box, torch.cat([x.boxes for x in rivals]))[0], torch.cat([x.scores for x in rivals])
+        at_threshold = (overlap - selector.nms_thresh).abs() <= SCORE_TOLERANCE
+        tie = (overlap > selector.nms_thresh) & ((scores - score).abs() <= SCORE_TOLERANCE)
+        tie[: len(rivals[0])] = False  # where it overlaps itself
+        if not (at_threshold | tie).any():
+            where = [round(x, 1) for x in box[0].tolist()]
+            raise _Differs(f"{what} box {where} of class {label} with score {score:.4f}")
+    return len(single)

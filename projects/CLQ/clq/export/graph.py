@@ -87,7 +87,9 @@ class DetectorGraph(nn.Module):
         columns = torch.arange(width, device=images.device).view(1, 1, 1, -1) < sizes[:, 1].view(-1, 1, 1, 1)
         pixels = (images - self.model.pixel_mean) / self.model.pixel_std * (rows & columns)
         divisor = max(self.model.backbone.size_divisibility, 1)
-        return F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+        # In this form the tracer knows that the padded size is a multiple of the divisor; otherwise it takes longer.
+        right, below = ((n + divisor - 1) // divisor * divisor - n for n in (width, height))
+        return F.pad(pixels, (0, right, 0, below))
 
     def _boxes(self, flat: FlatPredictions, grids: list, sizes: Tensor) -> Tensor:
         """Boxes (N, R, 4) of all locations, clipped to their images."""
@@ -122,8 +124,7 @@ class DetectorGraph(nn.Module):
         candidates = above & best.view(*scores.shape[:2], per_location)
         if selector.count_locations:
             return candidates
-        has_area = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-        return candidates & has_area.unsqueeze(-1)
+        return candidates & _has_area(boxes).unsqueeze(-1)
 
     def _detections(self, boxes: Tensor, scores: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The detections of each image, from boxes (N, R, 4) and the scores (N, R, K) of candidates."""
@@ -131,17 +132,22 @@ class DetectorGraph(nn.Module):
         kept = torch.where(self.kept_by_nms(boxes, scores, self.model.selector.nms_thresh), scores, -1.0)
         # Small images have fewer pairs than an image may have detections.
         top, pair = torch.cat((kept.flatten(1), kept.new_full((n, most), -1.0)), dim=1).topk(most)
-        valid = top >= 0
-        pair = torch.where(valid, pair, 0)
         location, label = pair // k, pair % k
+        box = boxes.gather(1, location.clamp(max=boxes.shape[1] - 1).unsqueeze(-1).expand(-1, -1, 4))
+        # As the detector's last step, boxes without area go, and the others move up. They count in the limit.
+        valid = (top >= 0) & _has_area(box)
+        place = torch.arange(most, device=top.device)
+        order = torch.where(valid, place, place + most).topk(most, largest=False).indices
+        valid = valid.gather(1, order)
+        location, label = (torch.where(valid, x.gather(1, order), 0) for x in (location, label))
         found = [
-            boxes.gather(1, location.unsqueeze(-1).expand(-1, -1, 4)) * valid.unsqueeze(-1),
-            top.clamp(min=0),
+            box.gather(1, order.unsqueeze(-1).expand(-1, -1, 4)) * valid.unsqueeze(-1),
+            top.gather(1, order) * valid,
             torch.where(valid, label, -1),
             valid.sum(dim=1),
         ]
         if parts:
-            found += [parts[0].flatten(1).gather(1, pair) * valid, parts[1].gather(1, location) * valid]
+            found += [parts[0].flatten(1).gather(1, location * k + label) * valid, parts[1].gather(1, location) * valid]
         return tuple(found)
 
 
@@ -150,6 +156,11 @@ def _among_best(scores: Tensor, number: int) -> Tensor:
     padded = torch.cat((scores, scores.new_full((scores.shape[0], number), -1.0)), dim=1)  # so that there are enough
     best = padded.topk(number).indices
     return torch.zeros_like(padded).scatter(1, best, 1.0)[:, : scores.shape[1]] > 0
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """(...) bool: whether boxes (..., 4) have an area."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def _has_quality(model: CLQ) -> bool:
