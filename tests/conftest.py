@@ -13,6 +13,7 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import fuzzing
 import numpy as np
 import pytest
+import torch.utils.cpp_extension  # noqa: F401  (here, because it may warn on the standard error)
 import yaml
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
