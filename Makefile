@@ -57,8 +57,9 @@ docs: .venv/docs  ## build the site of the documentation in site/; a broken link
 	@PATH="$(BIN):$$PATH" uv pip install --quiet --python $(BIN)/python -r requirements-docs.txt
 	@touch $@
 
-config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
+config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys, docs/OPTIONS.md from the commands
 	@$(BIN)/python tools/config_reference.py
+	@$(BIN)/python tools/command_reference.py
 
 doctor: .venv/installed  ## report what is installed, whether it works, and how to fix what does not
 	@$(BIN)/python -m clq.doctor
