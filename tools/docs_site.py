@@ -4,12 +4,12 @@ The README is the front page. Every other file of the repository that a page lin
 text, so links lead to the same file on the site as they do in the repository, and the site needs no other host.
 """
 
-import functools
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import docs_api
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -23,6 +23,7 @@ OUTSIDE = {  # file: its page
     "SECURITY.md": "security.md",
     "projects/CLQ/README.md": "method.md",
 }
+_NAMED = re.compile(r"(?<=\[)[\w./-]*\.md(?=\]\(([^)#\s]+))")  # the name of a page as the text of its link
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 _CODE = re.compile(r"^(`{3,}).*?^\1 *$|`[^`\n]+`", re.M | re.S)
 
@@ -31,6 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of :data:`OUTSIDE`, and one for every other file that a page links to."""
     for path, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+    for path, page in docs_api.PAGES.items():
+        files.append(File.generated(config, path, content=docs_api.markdown(page)))
     linked = {path for page in files.documentation_pages() for path in _links_of(page)}
     for path in sorted(linked - {_path(page.src_uri) for page in files}):
         if (ROOT / path).is_file():  # mkdocs reports those that do not exist
@@ -39,15 +42,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Makes the links of a page those of the site."""
+    """Makes the links of a page those of the site, and gives those that show a file's name the title of its page."""
     here = page.file.src_uri
-    return _outside_code(markdown, functools.partial(_LINK.sub, lambda link: _relative(here, link[1])))
+
+    def rewrite(text: str) -> str:
+        text = _NAMED.sub(lambda named: _title(_target(here, named[1]), named[0]), text)
+        return _LINK.sub(lambda link: posixpath.relpath(_target(here, link[1]), posixpath.dirname(here) or "."), text)
+
+    return _outside_code(markdown, rewrite)
 
 
-def _relative(page: str, link: str) -> str:
-    """A link of the site, from the page, in place of a link of the repository, from the page's file."""
-    target = _page(posixpath.normpath(posixpath.join(posixpath.dirname(_path(page)), link)))
-    return posixpath.relpath(target, posixpath.dirname(page) or ".")
+def _title(page: str, otherwise: str) -> str:
+    """The first heading of a page."""
+    path = ROOT / _path(page)
+    heading = re.search(r"^# (.*)", path.read_text(), re.M) if path.is_file() else None
+    return heading[1] if heading else otherwise
+
+
+def _target(page: str, link: str) -> str:
+    """The page of the site that a link in the file of a page leads to."""
+    return _page(posixpath.normpath(posixpath.join(posixpath.dirname(_path(page)), link)))
 
 
 def _links_of(page: File) -> Iterator[str]:
