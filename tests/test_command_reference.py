@@ -28,9 +28,9 @@ def test_arguments_are_shown_with_their_values_defaults_and_exclusions(script):
     group.add_argument("--kind", choices=["a", "b"], help="kind of *it*")
     assert tool._table(parser)[2:] == [
         "| `file ...` | File to read |",
-        r"| `--side SIDE` | Side of a \| in pixels (default: 3) |",
+        r"| `--side` `SIDE` | Side of a \| in pixels (default: 3) |",
         "| `--fast` | Do it fast |",
-        r"| `--kind {a,b}` | Kind of \*it\* |",
+        r"| `--kind` `{a,b}` | Kind of \*it\* |",
         "",
         "One of `--fast`, `--kind` is given.",
         "",

@@ -93,7 +93,7 @@ def _name(action: argparse.Action) -> str:
     value = {"?": "[{}]", "+": "{} ...", "*": "[{} ...]", argparse.REMAINDER: "KEY VALUE ..."}.get(
         str(action.nargs), "" if action.nargs == 0 else "{}"
     ).format(value)
-    return f"`{' '.join([*action.option_strings[-1:], value]).strip()}`"
+    return " ".join(f"`{word}`" for word in [*action.option_strings[-1:], value] if word)
 
 
 def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
