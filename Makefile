@@ -37,8 +37,10 @@ demo: .venv/installed  ## train a small CLQ on aerial photographs of trees, eval
 	@echo 'checkpoint  $(OUT)/model_final.pth'
 	@echo 'python      import clq; result = clq.load("$(OUT)")("photo.jpg")'
 
+# One process for each core, with one thread each: small tensors gain nothing by more. A file's tests share fixtures such
+# as a trained detector, so they stay together.
 test: .venv/installed  ## run the tests
-	@$(BIN)/python -m pytest tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile tests
 
 lint: .venv/installed  ## check style, formatting and types
 	@$(BIN)/ruff check .

@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module, what it does)
     "convert": ("clq.commands.convert", "convert the weights of another code base"),
     "check-data": ("clq.commands.check_data", "check the data sets of a config, and compare objects with anchors"),
     "browse": ("clq.commands.browse", "draw images as a training sees them, suspicious annotations first"),
+    "export": ("clq.commands.export", "write a detector as one file: ONNX, torch.export or TorchScript"),
     "app": ("clq.commands.app", "show detections and what is behind them on a local web page"),
     "doctor": ("clq.doctor", "report what is installed, whether it works, and how to fix what does not"),
 }

@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 STRIDES = [8, 16, 32, 64, 128]
 FIVE_LEVELS = ["MODEL.CLQ.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]]
 # For each variant its config, overrides of the config, and its losses besides those of class and box.
