@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := configs/sample/clq_sample.yaml
 OUT := output/sample
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint wheel doctor config-docs requirements fuzz soak licenses sbom compat
+.PHONY: help .venv demo test lint wheel docs doctor config-docs requirements fuzz soak licenses sbom compat
 # Minutes for each property of a reader of files, Pythons to test on, and the tests to run on them.
 FUZZ_MINUTES ?= 5
 PYTHONS ?= 3.10 3.11 3.12 3.13
@@ -50,8 +50,18 @@ lint: .venv/installed  ## check style, formatting and types
 wheel: .venv/installed  ## build the wheel, install it outside of this folder and use it there
 	@PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
-config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys
+docs: .venv/docs  ## build the site of the documentation in site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
+# Nothing else needs these packages, so nothing else installs them.
+.venv/docs: .venv/installed requirements-docs.txt
+	@PATH="$(BIN):$$PATH" uv pip install --quiet --python $(BIN)/python -r requirements-docs.txt
+	@touch $@
+
+config-docs: .venv/installed  ## write docs/CONFIG.md from the table of config keys, docs/OPTIONS.md from the commands
 	@$(BIN)/python tools/config_reference.py
+	@$(BIN)/python tools/command_reference.py
 
 doctor: .venv/installed  ## report what is installed, whether it works, and how to fix what does not
 	@$(BIN)/python -m clq.doctor
@@ -75,5 +85,6 @@ compat: .venv/installed  ## run the tests on other Pythons (PYTHONS='3.10 3.13',
 	@PATH="$(BIN):$$PATH" .ci/compat "$(PYTHONS)" $(COMPAT_TESTS)
 
 requirements:  ## pin the packages of requirements*.in again, for every supported Python
-	@for f in requirements requirements-dev; do UV_CUSTOM_COMPILE_COMMAND='make requirements' uv pip compile --quiet \
-		--upgrade --universal --python-version 3.10 --generate-hashes $$f.in -o $$f.txt > /dev/null || exit 1; done
+	@for f in requirements requirements-dev requirements-docs; do UV_CUSTOM_COMPILE_COMMAND='make requirements' \
+		uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes $$f.in -o $$f.txt \
+		> /dev/null || exit 1; done

@@ -98,7 +98,8 @@ def resolves(name):
 @documents_of_today
 def test_config_keys_exist(document):
     cfg = clq.setup_cfg(None, ["MODEL.DEVICE", "cpu"])
-    for key in KEY.findall(document.read_text()):
+    text = re.sub(r".*there is no config key.*", "", document.read_text())  # a message about a misspelled one
+    for key in KEY.findall(text):
         get_key(cfg, key)
     for span in code_spans(document):  # also short ones, such as `BOX.WEIGHT_FLOOR 0`
         key = re.match(r"[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b", span)

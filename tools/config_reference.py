@@ -6,6 +6,7 @@ tools/config_reference.py --check    exits with status 2 if the file differs fro
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from clq.config.key import Key, OneOf
@@ -54,13 +55,31 @@ def _cell(value: object) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Writes or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    keep_up_to_date(REFERENCE, reference, "the table of config keys", __doc__, argv)
+
+
+def keep_up_to_date(
+    path: Path, page: Callable[[], str], source: str, description: str | None, argv: list[str] | None
+) -> None:
+    """Writes a page that is generated, or checks it with ``--check``.
+
+    Args:
+        path: file of the page.
+        page: makes its text.
+        source: what it is generated from, for the message.
+        description: of the tool.
+        argv: arguments of the tool.
+
+    Raises:
+        UserError: the page is checked and not up to date.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is not up to date")
     args = parser.parse_args(argv)
     if not args.check:
-        REFERENCE.write_text(reference())
-    elif not REFERENCE.is_file() or REFERENCE.read_text() != reference():
-        raise UserError(f"{REFERENCE.name}: differs from the table of config keys; run make config-docs.")
+        path.write_text(page())
+    elif not path.is_file() or path.read_text() != page():
+        raise UserError(f"{path.name}: differs from {source}; run make config-docs.")
 
 
 if __name__ == "__main__":

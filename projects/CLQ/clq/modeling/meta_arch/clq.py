@@ -52,7 +52,7 @@ class CLQ(DenseDetector):
     within it, row-major) and, where there is a quality branch, ``cls_scores`` and ``pred_quality``. Detections are
     sorted by score.
 
-    Example::
+    For example::
 
         cfg = clq.setup_cfg("configs/CLQ/clq_R_50_FPN_1x.yaml", ["MODEL.CLQ.NUM_CLASSES", 80])
         model = build_model(cfg)
