@@ -35,7 +35,7 @@ def test_training_learns_and_reports(trained):
     last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
     assert f"{last['bbox/AP']:.4f}" == results.split(",")[0]
     report = json.loads((trained / "inference/shapes_val/metrics.json").read_text())["shapes_val"]
-    assert last["report/TIDE_Loc"] == report["tide"]["Loc"]
+    assert last["report/TIDE_Loc"] == report["tide"]["cost"]["Loc"]
     assert (trained / "inference/shapes_val/report.html").is_file()
 
 

@@ -15,7 +15,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clq.export.suppression import kept_by_nms, kept_by_nms_op
+from clq.export.suppression import after_nms, after_nms_op
 from clq.modeling.head.feature_alignment import FeatureAlignment
 from clq.modeling.meta_arch.clq import CLQ, flatten
 from clq.modeling.optimize.fold_bn import fold_batch_norms
@@ -45,7 +45,7 @@ class DetectorGraph(nn.Module):
             if isinstance(module, FeatureAlignment):
                 module.backend = "torchvision" if alignment == "deform_conv" else alignment
         self.raw = raw
-        self.kept_by_nms = kept_by_nms_op if onnx else kept_by_nms
+        self.after_nms = after_nms_op if onnx else after_nms
 
     def output_names(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` returns."""
@@ -71,14 +71,16 @@ class DetectorGraph(nn.Module):
         flat = flatten(predictions)
         grids = [level.shape[-2:] for level in predictions.cls_logits]
         boxes = self._boxes(flat, grids, sizes)
-        scores = self.model.score.final(flat.cls_logits, flat.quality_logits).log_p.exp()
+        rule = self.model.score
+        scores = rule.final(flat.cls_logits, flat.quality_logits).log_p.exp()
         parts: tuple[Tensor, ...] = ()
         if flat.quality_logits is not None:
             parts = flat.cls_logits.float().sigmoid(), flat.quality_logits.squeeze(-1).float().sigmoid()
         if self.raw:
             return boxes, scores, *parts
-        scores = torch.where(self._candidates(flat, boxes, [h * w for h, w in grids]), scores, -1.0)
-        return self._detections(boxes, scores, parts)
+        filtered = scores if rule.joint else rule.trained(flat.cls_logits, flat.quality_logits).log_p.exp()
+        candidates = self._candidates(filtered, boxes, [h * w for h, w in grids])
+        return self._detections(boxes, torch.where(candidates, scores, -1.0), parts)
 
     def _network_input(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Normalizes images, and pads them by zeros to a multiple of the backbone's divisor."""
@@ -105,19 +107,17 @@ class DetectorGraph(nn.Module):
         limit = sizes.flip(1).repeat(1, 2).to(boxes).unsqueeze(1)  # (N, 1, 4) width, height, width, height
         return torch.minimum(boxes.clamp(min=0), limit)
 
-    def _candidates(self, flat: FlatPredictions, boxes: Tensor, sizes: list) -> Tensor:
+    def _candidates(self, scores: Tensor, boxes: Tensor, sizes: list) -> Tensor:
         """(N, R, K) bool: what :meth:`DetectionSelector.candidates` keeps, less boxes without area where it drops them.
 
         Args:
-            flat: predictions.
+            scores: scores (N, R, K) by which candidates are filtered.
             boxes: decoded boxes (N, R, 4).
             sizes: numbers of locations of the levels.
         """
         selector = self.model.selector
-        scores = self.model.score.trained(flat.cls_logits, flat.quality_logits).log_p.exp()
         above = scores > selector.score_thresh
-        filtered = torch.where(above, scores, -1.0)
-        ranked = filtered.amax(dim=2) if selector.count_locations else filtered.flatten(1)
+        ranked = scores.amax(dim=2) if selector.count_locations else scores.flatten(1)
         per_location = 1 if selector.count_locations else scores.shape[2]
         levels = ranked.split([size * per_location for size in sizes], dim=1)
         best = torch.cat([_among_best(level, selector.topk_candidates) for level in levels], dim=1)
@@ -129,7 +129,7 @@ class DetectorGraph(nn.Module):
     def _detections(self, boxes: Tensor, scores: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The detections of each image, from boxes (N, R, 4) and the scores (N, R, K) of candidates."""
         most, (n, _, k) = self.model.selector.max_detections, scores.shape
-        kept = torch.where(self.kept_by_nms(boxes, scores, self.model.selector.nms_thresh), scores, -1.0)
+        kept = self.after_nms(boxes, scores, self.model.selector.nms_thresh)
         # Small images have fewer pairs than an image may have detections.
         top, pair = torch.cat((kept.flatten(1), kept.new_full((n, most), -1.0)), dim=1).topk(most)
         location, label = pair // k, pair % k

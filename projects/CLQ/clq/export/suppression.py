@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-_ONNX_BOOL = 9  # onnx.TensorProto.BOOL
 
-
-def kept_by_nms(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
-    """Which pairs of a location and a class the class-wise NMS of each image keeps.
+def after_nms(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
+    """The scores that the class-wise NMS of each image keeps.
 
     Args:
         boxes: boxes (N, R, 4), XYXY in pixels, at least 0.
@@ -22,7 +20,7 @@ def kept_by_nms(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
         nms_thresh: IoU above which the lower of two boxes of the same class goes.
 
     Returns:
-        (N, R, K) bool.
+        (N, R, K) scores, -1 where the pair is no candidate or was removed.
     """
     n, r, k = scores.shape
     image, location, label = (scores >= 0).nonzero(as_tuple=True)
@@ -32,24 +30,23 @@ def kept_by_nms(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
     apart = boxes[image, location].double() + (group * (boxes.amax().double() + 1)).unsqueeze(1)
     kept = nms(apart, scores[image, location, label].double(), nms_thresh)
     flat = (image * r + location) * k + label
-    # uint8, because TorchScript fills with numbers only.
-    keep = torch.zeros(n * r * k, dtype=torch.uint8, device=scores.device).index_fill(0, flat[kept], 1)
-    return keep.view(n, r, k) > 0
+    keep = flat[kept]
+    return torch.full_like(scores, -1.0).flatten().index_copy(0, keep, scores.flatten()[keep]).view(n, r, k)
 
 
-@torch.library.custom_op("clq::kept_by_nms", mutates_args=())
-def kept_by_nms_op(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
-    """:func:`kept_by_nms` as one operator of torch, which :func:`onnx_translation` translates."""
-    return kept_by_nms(boxes, scores, nms_thresh)
+@torch.library.custom_op("clq::after_nms", mutates_args=())
+def after_nms_op(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
+    """:func:`after_nms` as one operator of torch, which :func:`onnx_translation` translates."""
+    return after_nms(boxes, scores, nms_thresh)
 
 
-@kept_by_nms_op.register_fake
+@after_nms_op.register_fake
 def _(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+    return torch.empty_like(scores)
 
 
 def onnx_translation() -> dict:
-    """The translation of :func:`kept_by_nms_op` for :func:`torch.onnx.export`'s ``custom_translation_table``."""
+    """The translation of :func:`after_nms_op` for :func:`torch.onnx.export`'s ``custom_translation_table``."""
     from onnxscript import opset18
 
     op = cast(Any, opset18)  # whose annotations are those of Python code that onnxscript would compile
@@ -61,9 +58,8 @@ def onnx_translation() -> dict:
         selected = op.NonMaxSuppression(
             boxes, per_class, most, op.Constant(value_floats=[nms_thresh]), op.Constant(value_floats=[-0.5])
         )  # rows of image, class, location
-        count = op.Gather(op.Shape(selected), op.Constant(value_ints=[0]))
-        ones = op.Expand(op.Constant(value_float=1.0), count)
-        zeros = op.ConstantOfShape(op.Shape(per_class))
-        return op.Cast(op.Transpose(op.ScatterND(zeros, selected, ones), perm=[0, 2, 1]), to=_ONNX_BOOL)
+        places = op.Gather(selected, op.Constant(value_ints=[0, 2, 1]), axis=1)  # rows of image, location, class
+        removed = op.Expand(op.Constant(value_float=-1.0), op.Shape(scores))
+        return op.ScatterND(removed, places, op.GatherND(scores, places))
 
-    return {torch.ops.clq.kept_by_nms.default: translate}
+    return {torch.ops.clq.after_nms.default: translate}
