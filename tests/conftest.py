@@ -13,6 +13,7 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import fuzzing
 import numpy as np
 import pytest
+import torch.utils.cpp_extension  # noqa: F401  (here, because it may warn on the standard error)
 import yaml
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
@@ -91,6 +92,7 @@ def tiny_config(datasets):
             "STEPS": [],
             "WARMUP_ITERS": 5,
         },
+        "TEST": {"REPORT": False},  # which takes seconds
         "SEED": 1,
     }
 
@@ -167,7 +169,7 @@ def run_clq(monkeypatch):
 def trained(tiny, run, tmp_path_factory):
     """Output folder of a short training on the generated pictures; only read."""
     output = tmp_path_factory.mktemp("trained")
-    assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", output) == 0
+    assert run("train_net.py", "--config-file", tiny, "OUTPUT_DIR", output, "TEST.REPORT", True) == 0
     return output
 
 

@@ -34,6 +34,9 @@ def test_training_learns_and_reports(trained):
     assert ap > 20 and ap50 > 60  # plain rectangles; untrained: 0
     last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
     assert f"{last['bbox/AP']:.4f}" == results.split(",")[0]
+    report = json.loads((trained / "inference/shapes_val/metrics.json").read_text())["shapes_val"]
+    assert last["report/TIDE_Loc"] == report["tide"]["Loc"]
+    assert (trained / "inference/shapes_val/report.html").is_file()
 
 
 @pytest.mark.parametrize("assigner", ["simota", "max_iou"])

@@ -237,7 +237,7 @@ TEST_KEYS = (
     Key("TEST.AMP.DTYPE", "auto", "The data type of mixed precision in evaluation and prediction.", _DTYPES),
     Key(
         "TEST.REPORT",
-        False,
+        True,
         "Whether an evaluation writes a report beside its results: report.html, its pictures, metrics.json and "
         "thresholds.json. Of the evaluations of a training, only the one after the last iteration does.",
     ),

@@ -146,12 +146,17 @@ class Trainer(DefaultTrainer):
         interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
         if cfg.DATASETS.TILE.SIZE:
             model = TiledDetector.from_config(cfg, model)
+        evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         if cfg.TEST.REPORT_CANDIDATES:
-            evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
             for evaluator in evaluators:
                 evaluator.keep_candidates(model, cfg.TEST.REPORT_CANDIDATES)
         with interruptible, inference_autocast(cfg), heartbeat.watched():
-            return super().test(cfg, model, evaluators)
+            results = super().test(cfg, model, evaluators)
+        # The report's numbers are added here, after Detectron2 has printed what scripts read from its log.
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            if numbers := getattr(evaluator, "report_numbers", None):
+                (results if len(evaluators) == 1 else results[name])["report"] = numbers
+        return results
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: CLQ | DistributedDataParallel) -> dict:

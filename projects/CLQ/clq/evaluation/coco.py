@@ -66,6 +66,9 @@ class BoxEvaluator(COCOEvaluator):
         use_fast_impl: whether to use Detectron2's own compiled COCOeval.
         quality_name: ``MODEL.CLQ.QUALITY.NAME``, by which the results call the output of the quality branch.
         report: settings of the report; None if none is to be written.
+
+    Attributes:
+        report_numbers: the most important numbers of the report on the last evaluation, None where there is none.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class BoxEvaluator(COCOEvaluator):
         self._model: Any = None
         self._wanted_candidates, self._coco_eval = 0, None
         self._candidates: list[tuple[int | str, list[dict]]] = []  # of images, by their ids
+        self.report_numbers: dict[str, float] | None = None
         if not is_declared(dataset_name):
             super().__init__(dataset_name, use_fast_impl=use_fast_impl, **settings)
             return
@@ -124,7 +128,7 @@ class BoxEvaluator(COCOEvaluator):
 
     def reset(self) -> None:
         super().reset()
-        self._left_out, self._candidates, self._coco_eval = {}, [], None
+        self._left_out, self._candidates, self._coco_eval, self.report_numbers = {}, [], None, None
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         pairs = list(zip(inputs, outputs, strict=True))
@@ -170,7 +174,7 @@ class BoxEvaluator(COCOEvaluator):
             return
         try:
             results = list(itertools.chain(*(p["instances"] for p in predictions)))
-            self._results["report"] = self._write_report(self._report, results, img_ids)
+            self.report_numbers = self._write_report(self._report, results, img_ids)
         except Exception:  # the metrics must not be lost, and `clq report` can write it later
             logger.exception("data set %s: the report could not be written", self._name)
 

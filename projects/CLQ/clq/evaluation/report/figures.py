@@ -16,6 +16,7 @@ from clq.evaluation.report.trust import BINS, reliability
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WIDTH, DPI = 8.0, 110  # inches, pixels per inch: 880 pixels, about the width of a page
 _LONGEST_NAME = 26
+_NARROWEST_AP = 2.0  # of the axis of a sweep
 _CONFUSED = 12  # classes of a confusion matrix
 
 
@@ -103,26 +104,30 @@ def precision_recall(runs: Mapping[str, tuple[Mapping[str, np.ndarray], Curve, P
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
+    one, lines = len(runs) == 1, dict(zip((".50", ".75"), ("-", "--"), strict=True))
     for (name, (precisions, curve, best)), color in zip(runs.items(), COLORS, strict=False):
-        prefix = f"{short(name)}, " if len(runs) > 1 else ""
-        for (iou, precision), line in zip(precisions.items(), ("-", "--"), strict=False):
-            recalls = np.linspace(0, 1, len(precision))
-            left.plot(recalls, precision, line, color=color, linewidth=1.8, label=f"{prefix}IoU {iou}")
-        if len(runs) == 1:
+        for iou, precision in precisions.items():
+            left.plot(np.linspace(0, 1, len(precision)), precision, lines[iou], color=color, linewidth=1.8)
+        if one:
             right.plot(curve.thresholds, curve.precision, "--", color=COLORS[2], linewidth=1.5, label="precision")
             right.plot(curve.thresholds, curve.recall, ":", color=COLORS[1], linewidth=2, label="recall")
-        right.plot(curve.thresholds, curve.f1, color=color, linewidth=1.8, label=f"{prefix}F1" if prefix else "F1")
+        right.plot(curve.thresholds, curve.f1, color=color, linewidth=1.8, label="F1" if one else short(name))
         if best is not None:
             right.plot([best.threshold], [best.f1], "o", color=color, markersize=6)
     left.set_xlabel("recall")
     left.set_ylabel("precision, mean over classes")
     right.set_xlabel("threshold of the score")
-    right.set_ylabel("all classes together, IoU .50")
+    right.set_ylabel("all classes together, IoU .50" if one else "F1, all classes together, IoU .50")
     for axes in (left, right):
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=min(3, 2 * len(runs)))
+    # The kinds of line are the same for all runs, so they are explained once, in grey.
+    kinds = left.plot([], [], "-", [], [], "--", color="0.3")
+    left.legend(kinds, [f"IoU {iou}" for iou in lines], fontsize=8, loc="upper right")
+    if one:
+        right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3)
+    _legend_above(figure, right, len(runs))
     return to_png(figure)
 
 
@@ -194,6 +199,9 @@ def sweep_curves(runs: Mapping[str, tuple[Mapping[float, float], float]]) -> byt
         axes.plot([trained], [sweep[trained]], "o", markersize=12, markerfacecolor="none", color=color)
     axes.set_xlabel("exponent α of the quality (ring: as trained)")
     axes.set_ylabel("AP")
+    low, high = axes.get_ylim()
+    if high - low < _NARROWEST_AP:  # hundredths of AP are noise, and shall not look like more
+        axes.set_ylim((low + high - _NARROWEST_AP) / 2, (low + high + _NARROWEST_AP) / 2)
     axes.grid(alpha=0.3)
     _legend_above(figure, axes, len(runs))
     return to_png(figure)
