@@ -42,6 +42,18 @@ def read_video(path):
     return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
+def test_a_video_that_is_cut_off_ends_with_a_warning(predict, clip, tmp_path, caplog):
+    assert predict("--video-input", clip, "--json", tmp_path / "whole.jsonl") == 0
+    assert "cut off" not in caplog.text
+    content = clip.read_bytes()
+    frames = content.split(b"00dc")  # the mark of each frame of an avi
+    clip.write_bytes(b"00dc".join(frames[:4]))  # the header still claims six frames
+    assert predict("--video-input", clip, "--json", tmp_path / "r.jsonl") == 0
+    read = len((tmp_path / "r.jsonl").read_text().splitlines())
+    assert 0 < read < 6
+    assert f"{clip}: {read} of the 6 frames that it claims to have could be read; it may be cut off." in caplog.text
+
+
 @pytest.mark.parametrize("output", ["out.mp4", "out.avi", "folder"])
 def test_a_video_keeps_its_rate_size_and_frames(output, predict, clip, tmp_path):
     target = tmp_path / "folder" / "clip.mp4" if output == "folder" else tmp_path / output

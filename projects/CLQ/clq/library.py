@@ -47,3 +47,5 @@ with warnings.catch_warnings():
     compat.restore_numpy_names()
     finish_configs_with(limit_json)
     finish_configs_with(register_declared)
+# Detectron2's anchor generator calls it, in every process that detects something.
+warnings.filterwarnings("ignore", r"torch\.meshgrid: in an upcoming release", UserWarning)

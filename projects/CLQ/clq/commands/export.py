@@ -2,6 +2,7 @@
 
     clq export output/sample --output sample.onnx --images photos
     clq export CLQ/clq_R_50_FPN_1x --weights clq_r50.pth --format torch-export --output clq.pt2
+    clq export output/sample --output sample_int8.onnx --int8 --calibration photos
 
 The file takes any number of images of any size. It is run and compared with the detector before it is kept: the boxes
 must agree to 0.01 pixels and the scores to 0.0001. docs/export.md describes its inputs, outputs and metadata.
@@ -22,12 +23,14 @@ from clq.export.check import check_detections, check_raw
 from clq.export.formats import DEFORM_CONV_OPSET, FORMATS, OPSETS
 from clq.export.graph import ALIGNMENTS, DetectorGraph
 from clq.export.metadata import make_metadata
+from clq.export.quantization import check_quantized, quantize
 from clq.inference.files import find_images
 from clq.inference.predictor import Predictor
 from clq.modeling.meta_arch.clq import CLQ
 from clq.utils.cli import positive
 from clq.utils.files import write_atomically
 
+_CALIBRATION_IMAGES = 100  # the most that --int8 uses
 _SYNTHETIC_SIZES = (240, 320), (333, 250), (160, 200)  # height and width of the synthetic images
 
 
@@ -50,6 +53,12 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--opset", type=int, help=f"version of ONNX's operators, from {OPSETS[0]} to {OPSETS[1]}; default: the lowest")
     add("--images", nargs="+", help="images or folders for the comparison with the detector; default: synthetic images")
     add("--max-images", type=positive, default=50, help="most images to compare (default: %(default)s)")
+    add(
+        "--int8",
+        action="store_true",
+        help="let backbone and towers of an ONNX file compute with 8-bit integers, which is faster and less exact",
+    )
+    add("--calibration", nargs="+", help="images or folders like those that an --int8 file will see")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     args = parser.parse_args(argv)
     if (args.detector is None) == (args.config_file is None):
@@ -59,6 +68,10 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.format = args.format or by_suffix.get(args.output.suffix, "onnx")
     lowest = DEFORM_CONV_OPSET if args.alignment == "deform_conv" else OPSETS[0]
     args.opset = args.opset or lowest
+    if args.int8 and (args.format != "onnx" or args.raw):
+        parser.error("--int8: is for ONNX files with NMS; leave --raw and other formats out")
+    if args.int8 != bool(args.calibration):
+        parser.error("--int8 and --calibration: give both or none")
     if not lowest <= args.opset <= OPSETS[1]:
         parser.error(f"--opset {args.opset}: choose one from {lowest} to {OPSETS[1]}")
     return args
@@ -71,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _require_packages("onnx", "onnxscript", "onnxruntime")
     if not args.output.parent.is_dir():
         raise UserError(f"{args.output}: there is no folder {args.output.parent}; create it.")
-    paths = find_images(args.images)[: args.max_images] if args.images else []
+    paths = _find(args.images or args.calibration, args.max_images)
+    calibration = _find(args.calibration, _CALIBRATION_IMAGES)
     predictor = clq.load(args.detector, args.weights, device="cpu", opts=[*args.opts, "MODEL.CLQ.COMPILE", False])
     model = predictor.model
     if not isinstance(model, CLQ):
@@ -80,15 +94,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = make_metadata(predictor.cfg, model, predictor.categories, alignment=args.alignment, raw=args.raw)
     file_format = FORMATS[args.format]
     content = file_format.write(graph.eval(), metadata, args.opset)
-    batches = list(_batches(list(_images(predictor, paths))))
-    runner = file_format.read(content)
+    images = list(_images(predictor, paths))
+    runner, batches = file_format.read(content), list(_batches(images))
     agreement = check_raw(runner, graph, batches) if args.raw else check_detections(runner, model, batches)
+    if args.int8:
+        content = quantize(content, _images(predictor, calibration))
+        closeness = check_quantized(file_format.read(content), model, images)
     with write_atomically(args.output) as f:
         f.write(content)
     print(f"{args.output}: {args.format}, {len(content) / 1e6:.1f} MB")
     print(f"compared on {'' if paths else 'synthetic '}{agreement}")
+    if args.int8:
+        print(f"with 8-bit integers on {closeness}")
     if not agreement.detections:
         print("Nothing was detected in these images; give some with --images, so that boxes are compared.")
+
+
+def _find(inputs: Sequence[str] | None, most: int) -> list[str]:
+    return find_images(inputs)[:most] if inputs else []
 
 
 def _require_packages(*names: str) -> None:

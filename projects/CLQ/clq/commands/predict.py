@@ -102,7 +102,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--batch-size",
         type=positive,
         default=1,
-        help="number of images that the model receives at once (default: %(default)s, which is the fastest on CPUs)",
+        help="number of images of one shape that the model receives at once (default: %(default)s, which is the "
+        "fastest on CPUs)",
     )
     add("--tile", type=count, metavar="PIXELS", help="cut images into tiles of this side; default: DATASETS.TILE.SIZE")
     add("--overlap", type=float, help="overlap of tiles, as a share of their side; default: DATASETS.TILE.OVERLAP")

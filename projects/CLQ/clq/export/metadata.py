@@ -35,6 +35,7 @@ def make_metadata(cfg: CfgNode, model: CLQ, categories: Categories, *, alignment
         "resize": _resize(cfg),
         "size_divisibility": max(model.backbone.size_divisibility, 1),
         "raw": raw,
+        "precision": "float32",
         "score_threshold": selector.score_thresh,
         "nms_threshold": selector.nms_thresh,
         "detections_per_image": selector.max_detections,

@@ -14,7 +14,7 @@ from clq.inference.predictor import Detector, Predictor
 from clq.inference.results import Result
 from clq.inference.streams import Ahead, group_by_shape
 
-# Batches are made of this many batches' images, among which those of similar shapes are put together.
+# Batches are made of this many batches' images, among which those of the same shape are put together.
 _BATCHES_IN_WINDOW = 4
 _MAX_THREADS = 4
 _SECONDS_TO_FILL = 0.05  # that the images of a slow source wait for others
@@ -121,7 +121,8 @@ def _detect(predictor: Predictor, detector: Detector, taken: list[_Loaded], batc
     """The outcomes of a window of images, in their order."""
     good = [x for x in taken if x.model_input is not None]
     found: dict[int, Instances] = {}
-    for batch in group_by_shape([_shape(x.model_input) for x in good], batch_size):
+    multiple = max(getattr(getattr(predictor.model, "backbone", None), "size_divisibility", 1), 1)
+    for batch in group_by_shape([_padded_shape(x.model_input, multiple) for x in good], batch_size):
         members = [good[i] for i in batch]
         try:
             instances = detector.detect([x.model_input for x in members])  # type: ignore[misc]
@@ -138,7 +139,8 @@ def _detect(predictor: Predictor, detector: Detector, taken: list[_Loaded], batc
     return outcomes
 
 
-def _shape(model_input: dict[str, Any] | None) -> tuple[int, int]:
+def _padded_shape(model_input: dict[str, Any] | None, multiple: int) -> tuple[int, int]:
+    """(height, width) of an image that is padded to a multiple of the backbone's divisor."""
     assert model_input is not None
-    height, width = model_input["image"].shape[-2:]
+    height, width = (-(-n // multiple) * multiple for n in model_input["image"].shape[-2:])
     return height, width

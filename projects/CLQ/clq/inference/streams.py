@@ -11,8 +11,6 @@ from typing import Any, Generic, TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
-# A batch is padded to its largest height and width; it may have this many times the pixels of its images.
-_MAX_PADDING = 1.2
 _SECONDS_TO_STOP = 0.1
 
 
@@ -126,29 +124,20 @@ class Behind(Generic[T]):
 
 
 def group_by_shape(shapes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Divides images into batches whose padding wastes little.
+    """Divides images into batches of one shape each, in which the images do not change each other's padding.
 
     Args:
-        shapes: (height, width) of each image.
+        shapes: (height, width) of each image with the padding that it has alone.
         batch_size: number of images in a batch, at most.
 
     Returns:
-        For each batch the indices of its images.
+        For each batch the indices of its images, increasing.
     """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(shapes)), key=lambda i: (shapes[i][0] / shapes[i][1], shapes[i])):
-        if (
-            batches
-            and len(batches[-1]) < batch_size
-            and _padding([shapes[j] for j in [*batches[-1], i]]) <= _MAX_PADDING
-        ):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def _padding(shapes: Sequence[tuple[int, int]]) -> float:
-    """How many times the pixels of its images a batch has."""
-    largest = max(height for height, _ in shapes) * max(width for _, width in shapes)
-    return len(shapes) * largest / sum(height * width for height, width in shapes)
+    of_shape: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        of_shape.setdefault(shape, []).append(i)
+    return [
+        members[start : start + batch_size]
+        for members in of_shape.values()
+        for start in range(0, len(members), batch_size)
+    ]

@@ -52,7 +52,7 @@ class Video:
         self.size = int(width), int(height)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Yields the frames, (H, W, 3) uint8 RGB. The file is closed at the end.
+        """Yields the frames, (H, W, 3) uint8 RGB. The file is closed at the end; a warning says if frames are missing.
 
         Raises:
             UserError: there is none, as in a file that is cut off.
@@ -69,6 +69,11 @@ class Video:
             self._capture.release()
         if not number:
             raise UserError(f"{self.source}: has no frame that can be read; choose another video.")
+        if self.length and number < self.length:
+            logger.warning(
+                "%s: %d of the %d frames that it claims to have could be read; it may be cut off.",
+                *(self.source, number, self.length),
+            )
 
 
 class VideoWriter:

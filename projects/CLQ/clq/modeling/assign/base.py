@@ -87,7 +87,7 @@ class Assignment(NamedTuple):
 
 
 class Assigner(Protocol):
-    """Decides which ground truth each location is trained towards. docs/add_a_part.md shows how to add one."""
+    """Decides which ground truth each location of a batch is trained towards. docs/add_a_part.md adds one."""
 
     def __call__(self, inputs: AssignmentInputs) -> Assignment:
         """Assigns a batch, without gradient."""
