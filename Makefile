@@ -51,7 +51,7 @@ wheel: .venv/installed  ## build the wheel, install it outside of this folder an
 	@PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
 docs: .venv/docs  ## build the site of the documentation in site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo site/index.html
 
 # Nothing else needs these packages, so nothing else installs them.

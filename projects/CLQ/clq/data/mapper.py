@@ -46,7 +46,7 @@ class BoxMapper(DatasetMapper):
         min_visible: float,
         skip: bool = False,
         read_options: Mapping[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         """Initializes the mapper.
 
