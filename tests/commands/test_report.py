@@ -44,6 +44,8 @@ def refused(capsys):
     [
         ([{**RESULTS[0], "image_id": 9}], "results.json: detection 1 has an unknown image_id"),
         ([{**RESULTS[0], "cls_score": 0.5}, RESULTS[0]], "results.json: detection 2 lacks cls_score"),
+        ([{**RESULTS[0], "score": 1.5}], "results.json: detection 1 has score 1.5, not a number from 0 to 1"),
+        ([{**RESULTS[0], "score": -0.5}], "results.json: detection 1 has score -0.5, not a number from 0 to 1"),
         ([{**RESULTS[0], "cls_score": "a"}], "results.json: detection 1 has cls_score 'a', not a number"),
         ({}, "results.json: holds no list of detections"),
     ],

@@ -37,7 +37,7 @@ from clq.errors import UserError, blamed_on
 from clq.evaluation.coco import BoxEvaluator, ReportSettings, report_on_results
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
-from clq.modeling.tiled import TiledDetector
+from clq.modeling.tiled import TiledDetector, nms_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class Trainer(DefaultTrainer):
 
 
 def _report_settings(cfg: CfgNode) -> ReportSettings:
-    return ReportSettings(cfg.TEST.REPORT_PRECISION, cfg.MODEL.CLQ.NMS_THRESH)
+    return ReportSettings(cfg.TEST.REPORT_PRECISION, nms_threshold(cfg))
 
 
 def _goes_on(cfg: CfgNode) -> bool:
