@@ -33,6 +33,12 @@ def test_two_runs(files, run_clq, capsys):
     assert numbers["a/results"]["coco"]["AP"] == pytest.approx(100 * 51 / 101 * 0.9)
 
 
+def test_the_folder_report_is_the_default(files, run_clq, monkeypatch):
+    monkeypatch.chdir(files)
+    assert run_clq("report", "a/results.json", "truth.json") == 0
+    assert (files / "report/report.html").is_file()
+
+
 def refused(capsys):
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("clq report: ")
