@@ -9,6 +9,8 @@ import clq
 import onnxruntime
 import pytest
 import torch
+from clq.commands import export
+from clq.errors import UserError
 from clq.export import formats
 from detectron2.modeling.meta_arch import RetinaNet
 
@@ -104,6 +106,24 @@ def test_a_model_of_detectron2_is_refused(run_clq, tmp_path, capsys, monkeypatch
 def test_mistakes_in_the_arguments(arguments, message, run_clq, capsys):
     assert run_clq("export", *arguments, "--output", "a.onnx") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_deformable_backbone_needs_an_opset_that_has_its_convolution(trained, run_clq, tmp_path, capsys, monkeypatch):
+    written = []
+
+    def write(graph, metadata, opset):
+        written.append(opset)
+        raise UserError("written")
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FORMATS["onnx"]._replace(write=write))
+    arguments = "export", trained, "--output", tmp_path / "a.onnx"
+    assert run_clq(*arguments) == 2
+    monkeypatch.setattr(export, "TorchvisionDeformConv", torch.nn.Conv2d)  # as if its convolutions were deformable
+    assert run_clq(*arguments) == 2
+    assert written == [18, 19]
+    assert run_clq(*arguments, "--opset", 18) == 2
+    assert "--opset 18: has no deformable convolution" in capsys.readouterr().err
+    assert written == [18, 19]
 
 
 def test_without_onnxruntime(trained, run_clq, tmp_path, capsys, monkeypatch):

@@ -26,6 +26,7 @@ from clq.export.metadata import make_metadata
 from clq.export.quantization import check_quantized, quantize
 from clq.inference.files import find_images
 from clq.inference.predictor import Predictor
+from clq.modeling.backbone.deform_conv import TorchvisionDeformConv
 from clq.modeling.meta_arch.clq import CLQ
 from clq.utils.cli import positive
 from clq.utils.files import write_atomically
@@ -67,12 +68,11 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     by_suffix = {f.suffix: name for name, f in FORMATS.items()}
     args.format = args.format or by_suffix.get(args.output.suffix, "onnx")
     lowest = DEFORM_CONV_OPSET if args.alignment == "deform_conv" else OPSETS[0]
-    args.opset = args.opset or lowest
     if args.int8 and (args.format != "onnx" or args.raw):
         parser.error("--int8: is for ONNX files with NMS; leave --raw and other formats out")
     if args.int8 != bool(args.calibration):
         parser.error("--int8 and --calibration: give both or none")
-    if not lowest <= args.opset <= OPSETS[1]:
+    if args.opset is not None and not lowest <= args.opset <= OPSETS[1]:
         parser.error(f"--opset {args.opset}: choose one from {lowest} to {OPSETS[1]}")
     return args
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = DetectorGraph(model, alignment=args.alignment, raw=args.raw, onnx=args.format == "onnx")
     metadata = make_metadata(predictor.cfg, model, predictor.categories, alignment=args.alignment, raw=args.raw)
     file_format = FORMATS[args.format]
-    content = file_format.write(graph.eval(), metadata, args.opset)
+    content = file_format.write(graph.eval(), metadata, _opset(args, model))
     images = list(_images(predictor, paths))
     runner, batches = file_format.read(content), list(_batches(images))
     agreement = check_raw(runner, graph, batches) if args.raw else check_detections(runner, model, batches)
@@ -112,6 +112,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _find(inputs: Sequence[str] | None, most: int) -> list[str]:
     return find_images(inputs)[:most] if inputs else []
+
+
+def _opset(args: argparse.Namespace, model: CLQ) -> int:
+    """The version of ONNX's operators: the one asked for, or the lowest that has what the detector needs."""
+    deformable = any(isinstance(module, TorchvisionDeformConv) for module in model.modules())
+    lowest = DEFORM_CONV_OPSET if deformable or args.alignment == "deform_conv" else OPSETS[0]
+    if args.opset is not None and args.opset < lowest:
+        raise UserError(
+            f"--opset {args.opset}: has no deformable convolution, which the backbone needs; give {lowest}."
+        )
+    return args.opset or lowest
 
 
 def _require_packages(*names: str) -> None:
