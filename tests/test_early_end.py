@@ -26,7 +26,7 @@ EPOCHS = ["SOLVER.EPOCHS", 4, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.STEPS", "(0.5,
 def ended(tiny, trained, run, tmp_path_factory):
     """Output folder of a training that ends after two of its four epochs of one iteration."""
     folder = tmp_path_factory.mktemp("ended")
-    assert train(run, tiny, trained, folder) == 0
+    assert train(run, tiny, trained, folder, "TEST.REPORT", True) == 0
     return folder
 
 
@@ -47,6 +47,15 @@ def test_a_training_ends_early_with_all_of_its_files(ended):
     assert log.count("Evaluation results for bbox") == 2  # none at the end: the last step is evaluated already
     assert {"model_final.safetensors", "finished", "last_checkpoint"} <= {path.name for path in ended.iterdir()}
     assert "Traceback" not in log
+
+
+def test_an_early_end_leaves_the_report_on_its_last_evaluation(ended):
+    (folder,) = (ended / "inference").iterdir()
+    last = [json.loads(line) for line in (ended / "metrics.json").read_text().splitlines() if "bbox/AP" in line][-1]
+    (numbers,) = json.loads((folder / "metrics.json").read_text()).values()
+    assert numbers["coco"]["AP"] == pytest.approx(last["bbox/AP"], abs=1e-6)
+    assert {"report.html", "thresholds.json"} <= {path.name for path in folder.iterdir()}
+    assert (ended / "log.txt").read_text().count("report: ") == 1
 
 
 def test_each_evaluation_is_in_the_metrics(ended):

@@ -33,6 +33,12 @@ def test_two_runs(files, run_clq, capsys):
     assert numbers["a/results"]["coco"]["AP"] == pytest.approx(100 * 51 / 101 * 0.9)
 
 
+def test_the_folder_report_is_the_default(files, run_clq, monkeypatch):
+    monkeypatch.chdir(files)
+    assert run_clq("report", "a/results.json", "truth.json") == 0
+    assert (files / "report/report.html").is_file()
+
+
 def refused(capsys):
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("clq report: ")
@@ -44,6 +50,8 @@ def refused(capsys):
     [
         ([{**RESULTS[0], "image_id": 9}], "results.json: detection 1 has an unknown image_id"),
         ([{**RESULTS[0], "cls_score": 0.5}, RESULTS[0]], "results.json: detection 2 lacks cls_score"),
+        ([{**RESULTS[0], "score": 1.5}], "results.json: detection 1 has score 1.5, not a number from 0 to 1"),
+        ([{**RESULTS[0], "score": -0.5}], "results.json: detection 1 has score -0.5, not a number from 0 to 1"),
         ([{**RESULTS[0], "cls_score": "a"}], "results.json: detection 1 has cls_score 'a', not a number"),
         ({}, "results.json: holds no list of detections"),
     ],

@@ -21,6 +21,20 @@ def test_detectron2s_own_choices_pass():
 
 
 @pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["DATASETS.TILE.SIZE", 64], "cannot be combined with DATASETS.TILE.SIZE"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "RetinaNet models give no candidates"),
+    ],
+)
+def test_candidates_of_models_without_any_are_refused_before_the_training(opts, message):
+    config_checks.check_report(config(*opts))
+    config_checks.check_report(config("TEST.REPORT_CANDIDATES", 3))
+    with pytest.raises(UserError, match=f"TEST.REPORT_CANDIDATES 3: {message}"):
+        config_checks.check_report(config("TEST.REPORT_CANDIDATES", 3, *opts))
+
+
+@pytest.mark.parametrize(
     "weighted, known",
     [
         (None, []),

@@ -1,10 +1,10 @@
 """Tiles of an image, with a detector that finds every painted rectangle of which a tile shows a part."""
 
-import clq  # noqa: F401  (first, because it makes Detectron2 importable)
+import clq
 import numpy as np
 import pytest
 import torch
-from clq.modeling.tiled import TiledDetector
+from clq.modeling.tiled import TiledDetector, nms_threshold
 from detectron2.data.transforms import AugmentationList
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -107,3 +107,17 @@ def test_batches_of_tiles_and_the_best_detections():
 
 def test_an_image_without_anything():
     assert len(detect(np.zeros((100, 100), np.uint8), size=40, overlap=0.2)) == 0
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("CLQ", "CLQ.NMS_THRESH"),
+        ("RetinaNet", "RETINANET.NMS_THRESH_TEST"),
+        ("FCOS", "RETINANET.NMS_THRESH_TEST"),
+        ("GeneralizedRCNN", "ROI_HEADS.NMS_THRESH_TEST"),
+    ],
+)
+def test_the_threshold_of_nms_is_that_of_the_meta_architecture(name, key):
+    cfg = clq.setup_cfg(None, ["MODEL.META_ARCHITECTURE", name, f"MODEL.{key}", 0.37])
+    assert nms_threshold(cfg) == 0.37

@@ -31,7 +31,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("results", metavar="RESULTS.json", help="detections, as an evaluation writes them")
     add("annotations", metavar="ANNOTATIONS.json", help="COCO json with the ground truth")
     add("more", nargs="*", default=[], metavar="MORE.json", help="detections of other runs on the same images")
-    add("--output", required=True, metavar="FOLDER", help="folder for the report")
+    add("--output", default="report", metavar="FOLDER", help="folder for the report (default: %(default)s)")
     add("--names", nargs="+", metavar="NAME", help="name of each run (default: from the names of files and folders)")
     add("--images", metavar="FOLDER", help="folder of the images, of which the best and the worst are drawn")
     add(

@@ -26,7 +26,7 @@ from clq.checkpoint.folder import refuse_overwriting
 from clq.data.checks import check_datasets
 from clq.data.left_out import write_left_out
 from clq.data.num_classes import fill_num_classes
-from clq.engine.config_checks import check_model, check_training, make_folder
+from clq.engine.config_checks import check_model, check_report, check_training, make_folder
 from clq.engine.dry_run import dry_run
 from clq.engine.launch import argument_parser, launch
 from clq.engine.process_group import check_same_checkpoints, set_up_other_ranks
@@ -98,6 +98,7 @@ def _setup(args: argparse.Namespace, output_dir: str | None = None) -> CfgNode |
     """
     cfg = clq.setup_cfg(args.config_file, args.opts)
     check_model(cfg)
+    check_report(cfg)
     if not args.eval_only:
         check_training(cfg)
         if not args.resume:

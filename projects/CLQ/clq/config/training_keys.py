@@ -239,7 +239,7 @@ TEST_KEYS = (
         "TEST.REPORT",
         True,
         "Whether an evaluation writes a report beside its results: report.html, its pictures, metrics.json and "
-        "thresholds.json. Of the evaluations of a training, only the one after the last iteration does.",
+        "thresholds.json. Of the evaluations of a training, only the last one does.",
     ),
     Key(
         "TEST.REPORT_PRECISION",
@@ -251,7 +251,8 @@ TEST_KEYS = (
         "TEST.REPORT_CANDIDATES",
         0,
         "The number of images whose candidates before NMS are kept, so that the report shows what NMS loses. The "
-        "detector sees these images twice. Evaluations with TEST.AUG keep none.",
+        "detector sees these images twice. Evaluations with TEST.AUG keep none, and neither does a training that "
+        "ends early. DATASETS.TILE and models of Detectron2 have none.",
         Number(minimum=0),
     ),
 )

@@ -67,6 +67,19 @@ def check_model(cfg: CfgNode) -> None:
             )
 
 
+def check_report(cfg: CfgNode) -> None:
+    """Checks, before a training rather than in the evaluation after it, that what the report needs is available.
+
+    Raises:
+        UserError: candidates are to be kept of a model that has none.
+    """
+    count, name = cfg.TEST.REPORT_CANDIDATES, cfg.MODEL.META_ARCHITECTURE
+    if count and cfg.DATASETS.TILE.SIZE:
+        raise UserError(f"TEST.REPORT_CANDIDATES {count}: cannot be combined with DATASETS.TILE.SIZE; set one to 0.")
+    if count and not hasattr(META_ARCH_REGISTRY.get(name), "candidates"):
+        raise UserError(f"TEST.REPORT_CANDIDATES {count}: {name} models give no candidates; set it to 0.")
+
+
 def check_training(cfg: CfgNode) -> None:
     """Checks the keys of a training: those of the data loader, the schedule and the solver.
 

@@ -34,10 +34,10 @@ from clq.engine.process_group import share_buffers
 from clq.engine.schedule import scale_to_workers, with_iterations
 from clq.engine.trackers import build_trackers
 from clq.errors import UserError, blamed_on
-from clq.evaluation.coco import BoxEvaluator, ReportSettings
+from clq.evaluation.coco import BoxEvaluator, ReportSettings, report_on_results
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.test_time_augmentation import DenseTTA
-from clq.modeling.tiled import TiledDetector
+from clq.modeling.tiled import TiledDetector, nms_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,17 @@ class Trainer(DefaultTrainer):
             self._hooks: list[HookBase] = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         elif self.waited:
             self._hooks = [hook for hook in self._hooks if not (isinstance(hook, EvalHook) and hook._period)]
+            self._report_early_end()
         super().after_train()
+
+    def _report_early_end(self) -> None:
+        """Writes the reports on the last evaluation, of which nobody knew that it would be the last."""
+        cfg = self.cfg
+        if not cfg.TEST.REPORT or not comm.is_main_process():
+            return
+        for name in cfg.DATASETS.TEST:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+            report_on_results(name, folder, _report_settings(cfg), cfg.TEST.DETECTIONS_PER_IMAGE)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
@@ -222,9 +232,8 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> BoxEvaluator:
         """Builds the evaluator of COCO's box metrics, for as many detections per image as the detector may return.
 
-        Within a training, it writes a report after the last iteration only.
+        Within a training, it writes a report after the last iteration only; see also :meth:`_report_early_end`.
         """
-        settings = ReportSettings(cfg.TEST.REPORT_PRECISION, cfg.MODEL.CLQ.NMS_THRESH)
         return BoxEvaluator(
             dataset_name,
             output_dir=os.path.join(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"), dataset_name),
@@ -232,8 +241,12 @@ class Trainer(DefaultTrainer):
             use_fast_impl=compat.has_compiled_ops(),
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             quality_name=cfg.MODEL.CLQ.QUALITY.NAME,
-            report=settings if cfg.TEST.REPORT and not _goes_on(cfg) else None,
+            report=_report_settings(cfg) if cfg.TEST.REPORT and not _goes_on(cfg) else None,
         )
+
+
+def _report_settings(cfg: CfgNode) -> ReportSettings:
+    return ReportSettings(cfg.TEST.REPORT_PRECISION, nms_threshold(cfg))
 
 
 def _goes_on(cfg: CfgNode) -> bool:

@@ -111,7 +111,7 @@ class BoxEvaluator(COCOEvaluator):
         self._do_evaluation = content.annotations is not None
 
     def keep_candidates(self, model: nn.Module, count: int) -> None:
-        """Keeps the candidates before NMS of the first images, for the report.
+        """Keeps the candidates before NMS of the first images, for the report, if there will be one.
 
         Args:
             model: detector, which sees these images a second time.
@@ -120,6 +120,8 @@ class BoxEvaluator(COCOEvaluator):
         Raises:
             UserError: the model has no candidates.
         """
+        if self._report is None:
+            return
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._wanted_candidates = math.ceil(count / comm.get_world_size())
         if not hasattr(self._model, "candidates"):
@@ -231,6 +233,33 @@ def truth_file(results_file: str | os.PathLike, dataset_name: str) -> str:
     """
     path = os.path.join(os.path.dirname(results_file), TRUTH_FILE)
     return path if os.path.isfile(path) else MetadataCatalog.get(dataset_name).json_file
+
+
+def report_on_results(dataset_name: str, folder: str, settings: ReportSettings, max_dets: int) -> None:
+    """Writes the report on an evaluation that is over, without candidates. A failure is logged.
+
+    Args:
+        dataset_name: name of the data set.
+        folder: folder with the results of the evaluation, which receives the report.
+        settings: settings of the report.
+        max_dets: number of detections of an image that count.
+    """
+    from clq.evaluation.report.analysis import analyse, evaluate_coco  # matplotlib takes time to import
+    from clq.evaluation.report.run import read_run
+    from clq.evaluation.report.truth import read_annotations
+    from clq.evaluation.report.write import write_report
+
+    results = os.path.join(folder, RESULTS_FILE)
+    try:
+        run = read_run(dataset_name, results, read_annotations(truth_file(results, dataset_name)), max_dets)
+        evaluation = evaluate_coco(run, max_dets)
+        analysis = analyse(run, evaluation, precision=settings.precision, nms_thresh=settings.nms_thresh)
+        images = MetadataCatalog.get(dataset_name).get("image_root")
+        logger.info("report: %s", write_report([analysis], folder, images))
+    except UserError as e:  # such as a data set without annotations
+        logger.warning("data set %s: no report is written (%s)", dataset_name, e)
+    except Exception:  # the training must not be lost, and `clq report` can write it later
+        logger.exception("data set %s: the report could not be written", dataset_name)
 
 
 def add_parts(results: Iterable[dict], found: Instances, quality_field: str) -> None:

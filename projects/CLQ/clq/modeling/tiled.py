@@ -22,6 +22,13 @@ from clq.errors import UserError
 _SLACK = 0.05
 
 
+def nms_threshold(cfg: CfgNode) -> float:
+    """The threshold of the NMS of a config's detector, whose key depends on the meta-architecture."""
+    groups = {"CLQ": "CLQ", "GeneralizedRCNN": "ROI_HEADS"}
+    group = cfg.MODEL[groups.get(cfg.MODEL.META_ARCHITECTURE, "RETINANET")]  # FCOS reads those of RetinaNet, too
+    return group.NMS_THRESH if "NMS_THRESH" in group else group.NMS_THRESH_TEST
+
+
 class TiledDetector(nn.Module):
     """Runs a detector on the tiles of each image; evaluation and prediction call it like the detector itself.
 
@@ -73,14 +80,13 @@ class TiledDetector(nn.Module):
             overlap: overlap of tiles; that of ``DATASETS.TILE`` if None.
             batch_size: as of the class.
         """
-        tile, groups = cfg.DATASETS.TILE, {"CLQ": "CLQ", "GeneralizedRCNN": "ROI_HEADS"}
-        group = cfg.MODEL[groups.get(cfg.MODEL.META_ARCHITECTURE, "RETINANET")]  # FCOS reads those of RetinaNet, too
+        tile = cfg.DATASETS.TILE
         return cls(
             model,
             AugmentationList(build_test_augmentations(cfg)),
             size=size or tile.SIZE,
             overlap=tile.OVERLAP if overlap is None else overlap,
-            nms_thresh=group.NMS_THRESH if "NMS_THRESH" in group else group.NMS_THRESH_TEST,
+            nms_thresh=nms_threshold(cfg),
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             batch_size=batch_size,
         )

@@ -144,6 +144,8 @@ def bars(groups: Sequence[str], runs: Mapping[str, Sequence[float]], label: str,
     axes.set_yticks(np.arange(len(groups)), groups)
     axes.invert_yaxis()
     axes.margins(x=0.08)
+    if not any(np.nan_to_num(values).any() for values in runs.values()):
+        axes.set_xlim(0, 1)  # matplotlib's own limits would have negative values
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(figure, axes, len(runs))

@@ -91,13 +91,14 @@ def make_run(name: str, truth: Truth, results: Sequence[dict], *, max_dets: int 
         where: name of the file, for messages.
 
     Raises:
-        UserError: some detections have a part of the score that others lack, or it is not within 0 and 1.
+        UserError: a score or a part of it is not within 0 and 1, or some detections have a part that others lack.
     """
     images, classes = ({v: i for i, v in enumerate(ids)} for ids in (truth.image_ids, truth.category_ids))
     image = np.array([images[r["image_id"]] for r in results], int)
     label = np.array([classes[r["category_id"]] for r in results], int)
     boxes = np.array([r["bbox"] for r in results], float).reshape(-1, 4)
-    scores = np.array([r["score"] for r in results], float)
+    part = _part(results, "score", where)
+    scores = np.zeros(0) if part is None else part
     order = np.lexsort((-scores, image, label))
     group = np.flatnonzero(np.diff(label[order], prepend=-1) | np.diff(image[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(group, np.diff(group, append=len(order)))
