@@ -68,29 +68,30 @@ def test_entries_after_the_detections_are_empty():
 
 @pytest.fixture(scope="module", params=FORMATS)
 def exported(request):
-    """Format, detector, and the content of its file."""
+    """Format, detector, the content of its file, and what runs it."""
     model = two_levels("clq")
     graph = DetectorGraph(model, onnx=NMS[request.param]).eval()
-    return request.param, model, FORMATS[request.param].write(graph, {"classes": '["a"]'}, 18)
+    content = FORMATS[request.param].write(graph, {"classes": '["a"]'}, 18)
+    return request.param, model, content, FORMATS[request.param].read(content)
 
 
 def test_a_file_detects_what_its_detector_detects(exported):
-    name, model, content = exported
+    name, model, _, runner = exported
     batches = LARGE if name == "torch-export" else BATCHES
-    agreement = check_detections(FORMATS[name].read(content), model, batches)
+    agreement = check_detections(runner, model, batches)
     assert agreement.images == 7
     assert agreement.detections > 20
 
 
 def test_a_file_finds_nothing_in_black_images(exported):
-    name, model, content = exported
-    outputs = FORMATS[name].read(content)(*as_inputs([torch.zeros(3, 140, 172)]))
+    _, model, _, runner = exported
+    outputs = runner(*as_inputs([torch.zeros(3, 140, 172)]))
     expected = model([{"image": torch.zeros(3, 140, 172)}])[0]["instances"]
     assert outputs[3].tolist() == [len(expected)]
 
 
 def test_metadata(exported, tmp_path):
-    name, _, content = exported
+    name, _, content, _ = exported
     (path := tmp_path / "file").write_bytes(content)
     if name == "onnx":
         assert {"classes": '["a"]'}.items() <= {p.key: p.value for p in onnx.load(path).metadata_props}.items()
