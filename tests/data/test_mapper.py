@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from clq.data.augmentations import build_augmentations
-from clq.data.mapper import build_test_mapper, build_train_mapper
+from clq.data.mapper import as_input, build_test_mapper, build_train_mapper
 from clq.data.transforms import RandomZoomCrop, ResizedWindow
 from clq.errors import UserError
 from detectron2.data import transforms as T
@@ -202,3 +202,13 @@ def test_images_that_are_too_thin_or_of_another_size_are_named(tmp_path, aug):
             mapper(thin)
         with pytest.raises(UserError, match=rf"image {tmp_path}/thin\.png.*expect \(2999, 1\)"):
             mapper({**thin, "width": 2999})
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_read_only_grey_image_becomes_an_input_of_its_own():
+    image = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    image.flags.writeable = False
+    found = as_input(image)
+    assert found.tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    found += 1
+    assert image.max() == 5

@@ -220,7 +220,8 @@ def _visible_boxes(
 
 def as_input(image: np.ndarray) -> torch.Tensor:
     """An image, (H, W, C), as the input of a model, (C, H, W)."""
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # Writable, because torch warns of arrays that are not, as grey images of Pillow are.
+    return torch.as_tensor(np.require(image.transpose(2, 0, 1), requirements=["C", "W"]))
 
 
 def matrix_entry(transforms: TransformList) -> dict[str, torch.Tensor]:

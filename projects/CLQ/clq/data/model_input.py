@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data.transforms import AugInput, AugmentationList
 
-from clq.data.mapper import matrix_entry
+from clq.data.mapper import as_input, matrix_entry
 from clq.errors import UserError
 
 
@@ -30,5 +29,4 @@ def model_input(image: np.ndarray, augmentations: AugmentationList) -> dict[str,
         transforms = augmentations(resized)
     except ValueError as e:  # Pillow raises it for a height or width of 0
         raise UserError(f"{width} x {height} pixels: too thin for the size that INPUT asks for.") from e
-    tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-    return {"image": tensor, "height": height, "width": width, **matrix_entry(transforms)}
+    return {"image": as_input(resized.image), "height": height, "width": width, **matrix_entry(transforms)}
