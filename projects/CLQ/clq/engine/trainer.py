@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -156,6 +157,8 @@ class Trainer(DefaultTrainer):
         interruptible = signals.deferred(False) if alone else contextlib.nullcontext()
         if cfg.DATASETS.TILE.SIZE:
             model = TiledDetector.from_config(cfg, model)
+        if isinstance(evaluators, DatasetEvaluator):  # as Detectron2 allows
+            evaluators = [evaluators]
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         if cfg.TEST.REPORT_CANDIDATES:
             for evaluator in evaluators:

@@ -16,14 +16,14 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from clq.errors import UserError
+from clq.export.exported import QUALITY_FIELDS, as_inputs, run_batch
 from clq.export.formats import Runner
-from clq.export.graph import QUALITY_OUTPUTS, DetectorGraph
+from clq.export.graph import DetectorGraph
 from clq.modeling.meta_arch.clq import CLQ
 from clq.modeling.postprocess import DetectionSelector
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.01, 1e-4  # pixels of the graph's input; score
 _BORDERLINE_SHARE = 0.1  # of the detections
-_FIELDS = dict(zip(QUALITY_OUTPUTS, ("cls_scores", "pred_quality"), strict=True))
 
 
 @dataclass
@@ -65,11 +65,9 @@ def check_detections(runner: Runner, model: CLQ, batches: Iterable[Sequence[Tens
     for images in batches:
         with torch.no_grad():
             expected = model([{"image": x} for x in images])
-        outputs = runner(*as_inputs(images))
-        for i, x in enumerate(images):
-            found = _instances([output[i] for output in outputs], (x.shape[-2], x.shape[-1]))
+        for x, found, output in zip(images, run_batch(runner, images), expected, strict=True):
             try:
-                _compare(found, expected[i]["instances"], model.selector, agreement)
+                _compare(found, output["instances"], model.selector, agreement)
             except _Differs as e:
                 size = f"{x.shape[-1]} x {x.shape[-2]}"
                 raise UserError(f"the exported detector differs from the detector on an image of {size}: {e}.") from e
@@ -99,40 +97,21 @@ def check_raw(runner: Runner, graph: DetectorGraph, batches: Iterable[Sequence[T
         with torch.no_grad():
             expected = graph(*inputs)
         boxes, *scores = ((x - y).abs().max().item() for x, y in zip(runner(*inputs), expected, strict=True))
+        if not (boxes <= BOX_TOLERANCE and all(x <= SCORE_TOLERANCE for x in scores)):  # NaN is no agreement
+            largest = f"boxes by {boxes:.1e} px, scores by {', '.join(f'{x:.1e}' for x in scores)}"
+            raise UserError(f"the exported detector differs from the detector: {largest}.")
         agreement.box, agreement.score = max(agreement.box, boxes), max(agreement.score, *scores)
         agreement.images += len(images)
         agreement.detections += expected[0].shape[0] * expected[0].shape[1]
-    if not (agreement.box <= BOX_TOLERANCE and agreement.score <= SCORE_TOLERANCE):
-        raise UserError(f"the exported detector differs from the detector: {agreement}.")
     return agreement
-
-
-def as_inputs(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Inputs of a graph, see :meth:`DetectorGraph.forward`, from images (C, H, W)."""
-    sizes = torch.tensor([x.shape[-2:] for x in images])
-    height, width = sizes.amax(dim=0).tolist()
-    padded = images[0].new_zeros((len(images), len(images[0]), height, width), dtype=torch.float32)
-    for target, x in zip(padded, images, strict=True):
-        target[:, : x.shape[-2], : x.shape[-1]] = x
-    return padded, sizes
 
 
 class _Differs(Exception):
     """Two detectors differ; the message says in what."""
 
 
-def _instances(outputs: list[Tensor], size: tuple[int, int]) -> Instances:
-    """The detections of one image, from its rows of the outputs of a graph."""
-    boxes, scores, labels, count, *parts = outputs
-    found = Instances(size, boxes=boxes[:count], scores=scores[:count], pred_classes=labels[:count])
-    for name, values in zip(_FIELDS.values(), parts, strict=False):
-        found.set(name, values[:count])
-    return found
-
-
 def _compare(found: Instances, expected: Instances, selector: DetectionSelector, agreement: Agreement) -> None:
-    boxes = expected.pred_boxes.tensor
-    distance = (found.boxes[:, None] - boxes).abs().amax(dim=2)  # (F, E)
+    distance = (found.pred_boxes.tensor[:, None] - expected.pred_boxes.tensor).abs().amax(dim=2)  # (F, E)
     score_distance = (found.scores[:, None] - expected.scores).abs()
     same = (found.pred_classes[:, None] == expected.pred_classes) & (distance <= BOX_TOLERANCE)
     same &= score_distance <= SCORE_TOLERANCE
@@ -145,15 +124,14 @@ def _compare(found: Instances, expected: Instances, selector: DetectionSelector,
     left, right = ([pair[side] for pair in pairs] for side in (0, 1))
     surplus = found[[i for i in range(len(found)) if i not in left]]
     missing = expected[[j for j in range(len(expected)) if j not in taken]]
-    missing.boxes, expected.boxes = missing.pred_boxes.tensor, boxes
     agreement.borderline += _check_borderline(surplus, found, expected, selector, "only in the file:")
     agreement.borderline += _check_borderline(missing, expected, found, selector, "not in the file:")
     agreement.detections += len(pairs)
     if pairs:
         agreement.box = max(agreement.box, distance[left, right].max().item())
-        for name in ("scores", *(name for name in _FIELDS.values() if found.has(name))):
+        for name in ("scores", *(name for name in QUALITY_FIELDS if found.has(name))):
             largest = (found.get(name)[left] - expected.get(name)[right]).abs().max().item()
-            if largest > SCORE_TOLERANCE:
+            if not largest <= SCORE_TOLERANCE:  # NaN is no agreement
                 raise _Differs(f"{name} by {largest:.1e}")
             agreement.score = max(agreement.score, largest)
 
@@ -177,11 +155,14 @@ def _check_borderline(
     if len(side) == selector.max_detections:
         ends.append(side.scores.min().item())
     for i in range(len(single)):
-        score, label, box = single.scores[i], single.pred_classes[i], single.boxes[i : i + 1]
+        score, label, box = single.scores[i], single.pred_classes[i], single.pred_boxes.tensor[i : i + 1]
         if min(abs(score.item() - end) for end in ends) <= SCORE_TOLERANCE:
             continue
         rivals = [x[x.pred_classes == label] for x in (side, other)]
-        overlap, scores = box_iou(box, torch.cat([x.boxes for x in rivals]))[0], torch.cat([x.scores for x in rivals])
+        overlap, scores = (
+            box_iou(box, torch.cat([x.pred_boxes.tensor for x in rivals]))[0],
+            torch.cat([x.scores for x in rivals]),
+        )
         at_threshold = (overlap - selector.nms_thresh).abs() <= SCORE_TOLERANCE
         tie = (overlap > selector.nms_thresh) & ((scores - score).abs() <= SCORE_TOLERANCE)
         tie[: len(rivals[0])] = False  # where it overlaps itself

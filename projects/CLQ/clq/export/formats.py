@@ -82,7 +82,11 @@ def read_onnx(content: bytes) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime has no common class of its errors
+        version = onnxruntime.__version__
+        raise UserError(f"onnxruntime {version} cannot run the file ({' '.join(str(e).split())}); update it.") from e
 
     def run(images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         outputs = session.run(None, dict(zip(INPUTS, (images.numpy(), sizes.numpy()), strict=True)))

@@ -20,8 +20,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from clq.errors import UserError
-from clq.export.check import as_inputs
-from clq.export.exported import ExportedDetector
+from clq.export.exported import ExportedDetector, as_inputs
 from clq.export.formats import Runner
 from clq.export.graph import INPUTS
 from clq.modeling.meta_arch.clq import CLQ
