@@ -143,6 +143,14 @@ def test_learned_offsets_are_a_1x1_convolution_of_the_box(features):
     torch.testing.assert_close(moved[:, :, :-2, :-3], plain[:, :, 1:-1, 2:-1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
+def test_the_initial_scale_of_learned_offsets(std):
+    """A box of 16 x 16 cells moves each tap by 16 std in each direction: four sides of 8, with independent weights."""
+    offsets = LearnedOffsets(groups=100, std=std)
+    box = torch.tensor([-8.0, -8.0, 8.0, 8.0]).view(1, 4, 1, 1)
+    assert offsets(box).square().mean().sqrt().item() == pytest.approx(16 * std, rel=0.08)  # of 1,800 weights
+
+
 @pytest.mark.parametrize("gradient", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("kind", [GeometricOffsets, StarOffsets, lambda gradient: LearnedOffsets(4, gradient)])
 def test_the_share_of_the_gradient_into_the_boxes(kind, gradient):

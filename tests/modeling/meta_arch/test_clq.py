@@ -141,6 +141,7 @@ def test_detections_carry_the_scores_of_their_variant(variant):
         ("QUALITY.TOWER", "both", "QUALITY.TOWER both: must be one of cls, reg"),
         ("ALIGN.OFFSET_GROUPS", 3, "OFFSET_GROUPS 3: must divide the 32 channels"),
         ("ALIGN.GRADIENT", 1.5, "GRADIENT 1.5: must be between 0 and 1"),
+        ("ALIGN.OFFSET_STD", -0.1, "OFFSET_STD -0.1: must be at least 0"),
         ("BOX.WEIGHT_FLOOR", -1.0, "WEIGHT_FLOOR -1.0: must be at least 0"),
         ("TOPK_COUNTS", "boxes", "boxes: must be one of pairs, locations"),
         ("ACTIVATION", "gelu", "gelu: must be one of relu, leaky_relu"),
@@ -154,6 +155,11 @@ def test_wrong_settings_are_named(key, value, message):
         build("clq", f"MODEL.CLQ.{key}", value)
     assert "MODEL.CLQ." in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_config_sets_the_initial_scale_of_the_offsets():
+    weights = [build("clq", "MODEL.CLQ.ALIGN.OFFSET_STD", std).head.align.offsets.conv.weight for std in (0.1, 0.02)]
+    torch.testing.assert_close(weights[0], 5 * weights[1])
 
 
 def test_the_quality_dgqp_needs_distributions():

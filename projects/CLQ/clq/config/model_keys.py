@@ -182,6 +182,14 @@ BOX_FEATURE_KEYS = (
         Number(minimum=1),
     ),
     Key(
+        "MODEL.CLQ.ALIGN.OFFSET_STD",
+        0.1,
+        "The standard deviation of the initial weights from a box's sides to the offsets of the learned feature "
+        "alignment. With the authors' 0.1, a box of 16 x 16 cells, as distributions have at first, spreads the taps by "
+        "1.6 cells.",
+        Number(minimum=0),
+    ),
+    Key(
         "MODEL.CLQ.ALIGN.GRADIENT",
         1.0,
         "The share of the gradient that flows through the offsets of the learned and the geometric feature alignment "

@@ -149,7 +149,9 @@ def _build_align(cfg: CfgNode, channels: int) -> FeatureAlignment | None:
         "ALIGN.NAME",
         align.NAME,
         none=lambda: None,
-        learned=lambda: FeatureAlignment(channels, LearnedOffsets(groups, align.GRADIENT), align.BACKEND),
+        learned=lambda: FeatureAlignment(
+            channels, LearnedOffsets(groups, align.GRADIENT, align.OFFSET_STD), align.BACKEND
+        ),
         geometric=lambda: FeatureAlignment(channels, GeometricOffsets(align.GRADIENT), align.BACKEND),
     )
 
