@@ -11,8 +11,7 @@ variants differ in nothing else. A variant of configs/comparison sets its meta-a
 of its heads; it is trained with the study's learning rate unless the variant overrides SOLVER.BASE_LR.
 
 The last column of the table is the AP minus that of --reference, paired by images and seeds, with the 95% interval of
-a bootstrap over both; forest.png shows it. The matches of each run are stored in its matches.npz, from which
-tools/compare.py makes such comparisons again.
+a bootstrap over both; forest.png shows it.
 
 A second call continues incomplete trainings from their last checkpoints. The tool writes table.md, results.json,
 losses.png and forest.png for the variants that are complete, beside the trainings. The exit status is 1 if a training

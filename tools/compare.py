@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Compare variants from the matches of their runs, with intervals, without training or evaluating anything.
+"""Compare the variants of a study from its store, with intervals, without training or evaluating anything.
 
-    tools/compare.py docs/results/deeppcb/*.npz --reference CLQ --output output/deeppcb
+    tools/compare.py docs/results/deeppcb --reference CLQ --output output/deeppcb
 
-Each file is called VARIANT_seedN.npz and is the matches.npz of one run of tools/ablate.py. Differences of AP are
-paired: 2,000 resamples of test images and seeds, the same ones for both variants, give their 95% intervals. Writes
-differences.md, differences.json and forest.png.
+The store is what tools/study.py fills. Differences of AP are paired: 2,000 resamples of test images and seeds, the same
+ones for both variants, give their 95% intervals. Writes differences.md, differences.json and forest.png.
 """
 
 import argparse
@@ -17,14 +16,15 @@ from clq.engine.config_checks import make_folder
 from clq.evaluation.matches import average_precision
 from clq.experiments.ablation import markdown_table, mean_and_spread
 from clq.experiments.bootstrap import RESAMPLES, compare
-from clq.experiments.comparison import check_reference, interval_cell, stored_matches, what_is_needed
+from clq.experiments.comparison import check_reference, interval_cell, what_is_needed
 from clq.experiments.forest_plot import draw_forest
+from clq.experiments.store import Store
 from clq.utils.cli import positive, run_cli
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="VARIANT_seedN.npz", help="matches of runs")
+    parser.add_argument("store", type=Path, help="folder with the matches of the runs; STORE.json names the variants")
     parser.add_argument("--reference", required=True, metavar="VARIANT", help="the variant to compare all others with")
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument("--resamples", type=positive, default=RESAMPLES, help=f"default: {RESAMPLES}")
@@ -34,7 +34,7 @@ def parse_args(argv=None):
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    variants = stored_matches(args.runs)
+    variants = Store(args.store).matches()
     check_reference(args.reference, variants)
     make_folder("--output", str(args.output))
     differences = compare(variants, args.reference, args.resamples)

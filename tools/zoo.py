@@ -143,7 +143,8 @@ def study(path: Path) -> str:
         record = read_json(path)
         variants = record["rows"]
         first = next(iter(variants.values()))
-        speed = [key for key in first if key != "seeds" and all(key in result for result in variants.values())]
+        speed = [key for key in first if all(key in result for result in variants.values())]
+        speed = [key for key in speed if key not in ("seeds", "settings")]
         for name, result in variants.items():
             measured = [{k: math.nan if v is None else v for k, v in s.items()} for s in result["seeds"].values()]
             lines.append([name, str(len(measured)), *metric_cells(measured), *(f"{result[key]:.1f}" for key in speed)])

@@ -6,7 +6,8 @@ import pytest
 from clq.errors import UserError
 from clq.evaluation.matches import Matches
 from clq.experiments.bootstrap import Difference, VarianceParts
-from clq.experiments.comparison import cached_matches, interval_cell, stored_matches, what_is_needed
+from clq.experiments.comparison import cached_matches, interval_cell, what_is_needed
+from clq.experiments.store import Store
 
 BOX = [0, 0, 10, 10]
 
@@ -23,18 +24,35 @@ def made(hits):
 @pytest.fixture
 def stored(tmp_path):
     """Two variants on 60 images, two seeds each; "some parts" finds 20 images fewer."""
-    for name, found in (("whole", (50, 52)), ("some_parts", (30, 32))):
+    store, rows = Store(tmp_path / "kept"), {}
+    store.folder.mkdir()
+    for name, found in (("whole", (50, 52)), ("some parts", (30, 32))):
+        rows[name] = {"seeds": {"1": {}, "2": {}}}
         for seed, count in enumerate(found, start=1):
-            made(np.arange(60) < count).save(str(tmp_path / f"{name}_seed{seed}.npz"))
-    return tmp_path
+            made(np.arange(60) < count).save(str(store.file(name, seed)))
+    store.metrics_file.write_text(json.dumps({"rows": rows}))
+    return store
 
 
 def test_stored_runs_by_variant_and_seed(stored):
-    found = stored_matches(sorted(stored.glob("*.npz"), reverse=True))
-    assert {name: list(runs) for name, runs in found.items()} == {"some_parts": [1, 2], "whole": [1, 2]}
+    found = stored.matches()
+    assert [(name, list(runs)) for name, runs in found.items()] == [("whole", [1, 2]), ("some parts", [1, 2])]
     assert found["whole"][2].counts.tolist() == [52]
-    with pytest.raises(UserError, match=r"whole\.npz: is not called VARIANT_seedN\.npz"):
-        stored_matches([stored / "whole.npz"])
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"rows": {"a": {}}}', '{"rows": {"a": {"seeds": {"one": {}}}}}'])
+def test_a_json_file_that_is_none_of_a_store(stored, content):
+    stored.metrics_file.write_text(content)
+    with pytest.raises(UserError, match=r"kept\.json: is not what tools/study\.py writes beside its store"):
+        stored.matches()
+
+
+def test_files_that_are_missing(stored, tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file"):
+        Store(tmp_path / "none").matches()
+    stored.file("some parts", 2).unlink()
+    with pytest.raises(UserError, match=r"kept/some_parts_seed2\.npz: "):
+        stored.matches()
 
 
 def test_matches_are_found_once_and_anew_when_the_results_are_newer(tmp_path, monkeypatch):
@@ -79,18 +97,18 @@ def test_words_by_hand():
 
 
 def test_the_tool(stored, run, capsys, tmp_path):
-    files, output = sorted(stored.glob("*.npz")), tmp_path / "out"
-    assert run("tools/compare.py", *files, "--reference", "whole", "--output", output, "--resamples", 200) == 0
+    output = tmp_path / "out"
+    assert run("tools/compare.py", stored.folder, "--reference", "whole", "--output", output, "--resamples", 200) == 0
     said = capsys.readouterr().out
-    assert "some_parts - whole: ±" in said and "with 2 seed(s)" in said
+    assert "some parts - whole: ±" in said and "with 2 seed(s)" in said
     content = json.loads((output / "differences.json").read_text())
-    assert content["whole"]["difference"] is None and set(content["some_parts"]["AP"]) == {"1", "2"}
-    difference = content["some_parts"]["difference"]
+    assert content["whole"]["difference"] is None and set(content["some parts"]["AP"]) == {"1", "2"}
+    difference = content["some parts"]["difference"]
     assert difference["value"] == pytest.approx(
         np.mean([30 / 60, 32 / 60]) * 100 - np.mean([50 / 60, 52 / 60]) * 100, abs=1
     )
     assert difference["high"] < 0
     assert (output / "differences.md").read_text().count("\n") == 4
     assert (output / "forest.png").stat().st_size > 1000
-    assert run("tools/compare.py", *files, "--reference", "none", "--output", output) == 2
-    assert "--reference none: not one of some_parts, whole." in capsys.readouterr().err
+    assert run("tools/compare.py", stored.folder, "--reference", "none", "--output", output) == 2
+    assert "--reference none: not one of whole, some parts." in capsys.readouterr().err

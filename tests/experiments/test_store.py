@@ -2,7 +2,6 @@ import json
 
 import pytest
 from clq.evaluation.matches import average_precision
-from clq.experiments.comparison import stored_matches
 from clq.experiments.store import Store
 
 ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
@@ -13,7 +12,7 @@ def at_the_root(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
 
-def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, capsys):
+def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsys):
     store = tmp_path / "kept"
     argv = ["--config-file", tiny, "--store", store, "--jobs", 2, "--variants", f"ATSS={ATSS}"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
@@ -30,10 +29,10 @@ def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, capsys):
     assert sorted(path.name for path in store.iterdir()) == ["ATSS_seed3.npz", "C_L_Q_seed3.npz"]
 
     metrics = json.loads((tmp_path / "kept.json").read_text())
-    assert list(metrics) == ["ATSS", "C L Q"]
-    assert metrics["C L Q"]["settings"] == f"{CLQ} MODEL.CLQ.TOPK 5 SOLVER.MAX_ITER 2 MODEL.CLQ.SCORE_THRESH 0.001"
-    matches = stored_matches(store.iterdir())
-    for name, stem in (("ATSS", "ATSS"), ("C L Q", "C_L_Q")):
-        (ap,) = average_precision(matches[stem][3])
-        assert metrics[name]["seeds"]["3"]["AP"] == pytest.approx(ap, abs=1e-4)
-        assert Store(store).file(name, 3) == store / f"{stem}_seed3.npz"
+    rows = metrics["rows"]
+    assert list(rows) == ["ATSS", "C L Q"]
+    assert rows["C L Q"]["settings"] == f"{CLQ} MODEL.CLQ.TOPK 5 SOLVER.MAX_ITER 2 MODEL.CLQ.SCORE_THRESH 0.001"
+    for name, runs in Store(store).matches().items():
+        (ap,) = average_precision(runs[3])
+        assert rows[name]["seeds"]["3"]["AP"] == pytest.approx(ap, abs=1e-4)
+    assert script("tools/zoo.py").study(tmp_path / "kept.json").startswith("## kept\n")

@@ -1,14 +1,11 @@
 """From finished runs to comparisons as text and picture: what tools/ablate.py and tools/compare.py share."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clq.errors import UserError
 from clq.evaluation.matches import Matches, match_results
 from clq.experiments.bootstrap import Difference
-
-_STORED = re.compile(r"(?P<variant>.+)_seed(?P<seed>\d+)\.npz")  # one run of one variant
 
 
 def cached_matches(folder: Path, annotations_file: str, results_file: Path, max_dets: int) -> Matches:
@@ -24,24 +21,6 @@ def cached_matches(folder: Path, annotations_file: str, results_file: Path, max_
     if not cache.is_file() or cache.stat().st_mtime_ns < results_file.stat().st_mtime_ns:
         match_results(annotations_file, str(results_file), max_dets).save(str(cache))
     return Matches.load(str(cache))
-
-
-def stored_matches(paths: Iterable[Path]) -> dict[str, dict[int, Matches]]:
-    """Variant -> seed -> matches, from files called ``VARIANT_seedN.npz``, by name and then by seed.
-
-    Raises:
-        UserError: a file is called otherwise, or cannot be read.
-    """
-    named = []
-    for path in paths:
-        match = _STORED.fullmatch(path.name)
-        if not match:
-            raise UserError(f"{path}: is not called VARIANT_seedN.npz; rename it.")
-        named.append((match["variant"], int(match["seed"]), path))
-    found: dict[str, dict[int, Matches]] = {}
-    for variant, seed, path in sorted(named):
-        found.setdefault(variant, {})[seed] = Matches.load(str(path))
-    return found
 
 
 def check_reference(reference: str, variants: Iterable[str]) -> None:

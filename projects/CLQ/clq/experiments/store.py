@@ -7,7 +7,9 @@ from threading import Lock
 
 from detectron2.config import CfgNode
 
+from clq.errors import UserError
 from clq.evaluation.coco import RESULTS_FILE, truth_file
+from clq.evaluation.matches import Matches
 from clq.evaluation.metrics import box_metrics
 from clq.experiments.comparison import cached_matches
 from clq.experiments.runs import Run
@@ -17,8 +19,11 @@ from clq.utils.files import read_json
 class Store:
     """A folder with ``VARIANT_seedN.npz`` of each run, and beside it a json file with metrics and settings.
 
+    The json file is a record of tools/zoo.py, whose ``data``, ``schedule`` and ``machine`` are sentences to be written
+    by hand; they are kept.
+
     Args:
-        folder: of the npz files, made where it is missing. The metrics are in ``FOLDER.json``.
+        folder: folder of the npz files, made where it is missing. The metrics are in ``FOLDER.json``.
     """
 
     def __init__(self, folder: Path):
@@ -46,13 +51,30 @@ class Store:
         matches = cached_matches(run.folder, annotations, results, most)
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = read_json(self.metrics_file) if self.metrics_file.is_file() else {}
-            entry = content.setdefault(variant, {"settings": settings, "seeds": {}})
+            content = read_json(self.metrics_file) if self.metrics_file.is_file() else _new(self.folder.name)
+            entry = content["rows"].setdefault(variant, {"settings": settings, "seeds": {}})
             entry["settings"] = settings
             # json has no nan
             entry["seeds"][str(seed)] = {k: None if math.isnan(v) else round(v, 4) for k, v in metrics.items()}
             _replace(self.metrics_file, json.dumps(content, indent=1))
             matches.save(str(self.file(variant, seed)))  # last: what has this file is kept whole
+
+    def matches(self) -> dict[str, dict[int, Matches]]:
+        """Variant -> seed -> matches of all runs, in the order in which the variants were first kept.
+
+        Raises:
+            UserError: the json file or one of the npz files is missing or cannot be read.
+        """
+        try:
+            rows = read_json(self.metrics_file)["rows"].items()
+            seeds = {variant: sorted(map(int, row["seeds"])) for variant, row in rows}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(f"{self.metrics_file}: is not what tools/study.py writes beside its store.") from None
+        return {v: {seed: Matches.load(str(self.file(v, seed))) for seed in seeds[v]} for v in seeds}
+
+
+def _new(name: str) -> dict:
+    return {"data": name, "schedule": "", "machine": "", "rows": {}}
 
 
 def _replace(path: Path, text: str) -> None:
