@@ -13,7 +13,7 @@ import clq  # noqa: F401  (first: it lets Detectron2 import)
 import fuzzing
 import numpy as np
 import pytest
-import torch.utils.cpp_extension  # noqa: F401  (here, because it may warn on the standard error)
+import torch.utils.cpp_extension  # (here, because it may warn on the standard error)
 import yaml
 from clq.utils.cli import run_cli
 from detectron2.utils.logger import _LOG_COUNTER, setup_logger
@@ -21,6 +21,9 @@ from PIL import Image
 
 # A shell's background jobs ignore SIGINT, and so would all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The first backward pass of a process counts its devices. torch.export and torch.compile pretend that there is a GPU.
+# If one of them came first, no process that is forked later could train, as if this one had a thread for that GPU.
+torch.zeros(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session", autouse=True)

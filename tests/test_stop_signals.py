@@ -49,6 +49,20 @@ def stopped(signum, folder):
     return f"{signum.name}: stopped after iteration {i}; the same command with --resume continues from {path}."
 
 
+def test_a_forked_process_can_train_after_an_export(tmp_path):
+    """Whatever test came before, see conftest.py."""
+
+    def step():
+        torch.ones(1, requires_grad=True).sum().backward()
+        sys.exit(0)
+
+    torch.export.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),))
+    with pytest.raises(SystemExit):
+        step()
+    with Forked(step, tmp_path) as process:
+        assert process.status() == 0, process.errors.read_text()
+
+
 def test_sigterm_to_all_processes_ends_after_a_step_with_a_checkpoint(train, tmp_path):
     with Forked(lambda: train(tmp_path, *ENDLESS, "DATALOADER.NUM_WORKERS", 2), tmp_path) as training:
         # Both in one wait: it shows what the training printed if its workers have ended.
