@@ -20,6 +20,7 @@ import clq
 from clq.data.checks import check_datasets
 from clq.data.datasets import require_files
 from clq.engine.config_checks import check_model, check_training, make_folder
+from clq.errors import UserError
 from clq.experiments.ablation import parse_study_variant
 from clq.experiments.runs import Run
 from clq.experiments.store import Store
@@ -50,6 +51,10 @@ def main(argv=None) -> int:
         check_datasets(cfg, splits=("TRAIN",))
         check_datasets(cfg, splits=("TEST",))
         require_files(cfg.DATASETS.TEST[0])
+    names = [v.name for v in variants]
+    if len({store.file(name, 0) for name in names}) < len(names):
+        raise UserError(f"--variants: {', '.join(names)} need names that differ in their letters and digits.")
+    store.content()  # may end with an error, and should not after a training
     make_folder("--output", str(args.output))
     make_folder("--store", str(args.store))
 

@@ -36,3 +36,21 @@ def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsy
         (ap,) = average_precision(runs[3])
         assert rows[name]["seeds"]["3"]["AP"] == pytest.approx(ap, abs=1e-4)
     assert script("tools/zoo.py").study(tmp_path / "kept.json").startswith("## kept\n")
+
+
+def test_a_study_refuses_before_it_trains(tiny, tmp_path, run, capsys):
+    words = ["--config-file", tiny, "--store", tmp_path / "kept", "--output", tmp_path / "output"]
+    assert run("tools/study.py", *words, "--variants", f"A+B={ATSS}", f"A B={CLQ}") == 2
+    assert "--variants: A+B, A B need names that differ" in capsys.readouterr().err
+    for content in ('{"CLQ": {"1": {"AP": 40.0}}}', '{"rows": {"CLQ": {"seeds": {"one": {}}}}}', "[]"):
+        (tmp_path / "kept.json").write_text(content)
+        assert run("tools/study.py", *words, "--variants", f"ATSS={ATSS}") == 2
+        assert f"{tmp_path}/kept.json: is not what tools/study.py writes" in capsys.readouterr().err
+        assert (tmp_path / "kept.json").read_text() == content
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_store_without_its_json_file(tmp_path, run, capsys):
+    words = "--reference", "CLQ", "--output", tmp_path / "output"
+    assert run("tools/compare.py", tmp_path / "kept", *words) == 2
+    assert f"{tmp_path}/kept.json: no such file" in capsys.readouterr().err

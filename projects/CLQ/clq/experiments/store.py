@@ -51,7 +51,7 @@ class Store:
         matches = cached_matches(run.folder, annotations, results, most)
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = read_json(self.metrics_file) if self.metrics_file.is_file() else _new(self.folder.name)
+            content = self.content()
             entry = content["rows"].setdefault(variant, {"settings": settings, "seeds": {}})
             entry["settings"] = settings
             # json has no nan
@@ -59,18 +59,37 @@ class Store:
             _replace(self.metrics_file, json.dumps(content, indent=1))
             matches.save(str(self.file(variant, seed)))  # last: what has this file is kept whole
 
+    def content(self) -> dict:
+        """The json file, or that of an empty store.
+
+        Raises:
+            UserError: the json file cannot be read, or is none of a store.
+        """
+        if not self.metrics_file.is_file():
+            return _new(self.folder.name)
+        content = read_json(self.metrics_file)
+        try:
+            _seeds(content)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{self.metrics_file}: is not what tools/study.py writes beside its store; choose another folder."
+            ) from None
+        return content
+
     def matches(self) -> dict[str, dict[int, Matches]]:
         """Variant -> seed -> matches of all runs, in the order in which the variants were first kept.
 
         Raises:
             UserError: the json file or one of the npz files is missing or cannot be read.
         """
-        try:
-            rows = read_json(self.metrics_file)["rows"].items()
-            seeds = {variant: sorted(map(int, row["seeds"])) for variant, row in rows}
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f"{self.metrics_file}: is not what tools/study.py writes beside its store.") from None
+        if not self.metrics_file.is_file():
+            raise UserError(f"{self.metrics_file}: no such file; tools/study.py writes it beside its store.")
+        seeds = _seeds(self.content())
         return {v: {seed: Matches.load(str(self.file(v, seed))) for seed in seeds[v]} for v in seeds}
+
+
+def _seeds(content: dict) -> dict[str, list[int]]:
+    return {variant: sorted(map(int, row["seeds"])) for variant, row in content["rows"].items()}
 
 
 def _new(name: str) -> dict:
