@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The trainings behind docs/results/deeppcb*.json, from the top folder, with data and weights in datasets/ as the config
+# says:
+#     docs/results/deeppcb.sh rates      two rates for each variant, on a part of the training boards
+#     docs/results/deeppcb.sh short      all variants, 1,200 iterations
+#     docs/results/deeppcb.sh long       five of them, 3,000 iterations
+# Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained again.
+set -euo pipefail
+ablations=configs/ablations
+# The rate of each is the better one of docs/results/deeppcb_rates.json. TOOD has 6 convolutions where the others have
+# 2 x 4, and VFNet 3 and one more in its refinement: here 3, and 1 and one more.
+long=(
+    "CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+    "GFL=$ablations/clq_wo_lqe_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+    "ATSS=configs/ATSS/atss_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+    "CLQ w/o align=$ablations/clq_wo_align_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+    "GFLv2=configs/GFLV2/gflv2_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+)
+others=(
+    "ATSS + CLQ's head=$ablations/atss_clq_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.001"
+    "ATSS + QFL=$ablations/atss_qfl_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.001"
+    "VFNet=configs/VFNET/vfnet_R_50_FPN_1x.yaml MODEL.CLQ.NUM_CONVS 1 MODEL.CLQ.RELU_BEFORE_P7 False SOLVER.BASE_LR 0.001"
+    "TOOD=configs/TOOD/tood_R_50_FPN_1x.yaml MODEL.CLQ.NUM_CONVS 3 SOLVER.BASE_LR 0.0005"
+    "CLQ, geometric align=$ablations/clq_geometric_align_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
+    "CLQ, LQE on regression tower=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.TOWER reg SOLVER.BASE_LR 0.0005"
+)
+# 868 boards for training and 132 for the test.
+held_out=(
+    DATASETS.SETS '[{"name": "pcb", "coco": "datasets/deeppcb/instances_train.json", "images": "datasets/deeppcb/images", "split": {"train": 0.85, "val": 0.15, "seed": 1}}]'
+    DATASETS.TRAIN '("pcb_train",)' DATASETS.TEST '("pcb_val",)' TEST.REPORT False SOLVER.MAX_ITER 600
+)
+
+study() { # STORE [OPTION ...]
+    python tools/study.py --config-file docs/results/deeppcb_study.yaml --jobs 2 --store "docs/results/$1" \
+        --output "output/$1" "${@:2}"
+}
+
+same=(MODEL.CLQ.BOX.REG_MAX 7) # NanoDet's; the variants' configs have 16
+name=${1:?rates, short or long}
+shift
+case $name in
+    rates)
+        variants=()
+        for variant in "${long[@]}" "${others[@]}"; do
+            for rate in 0.0005 0.001; do
+                variants+=("${variant%%=*}, $rate=$(sed "s/^[^=]*=//; s/[^ ]*$/$rate/" <<< "$variant")")
+            done
+        done
+        study deeppcb_rates --seeds 1 "$@" --variants "${variants[@]}" --opts "${held_out[@]}" "${same[@]}"
+        ;;
+    short) study deeppcb --seeds 1 2 3 "$@" --variants "${long[@]}" "${others[@]}" --opts "${same[@]}" ;;
+    long) study deeppcb_long --seeds 1 2 3 4 5 "$@" --variants "${long[@]}" --opts "${same[@]}" SOLVER.MAX_ITER 3000 ;;
+    *) echo "$0: $name: rates, short or long" >&2; exit 2 ;;
+esac
