@@ -40,7 +40,14 @@ from clq.evaluation.coco import RESULTS_FILE, truth_file
 from clq.evaluation.metrics import METRICS, box_metrics
 from clq.experiments.ablation import differences, markdown_table, metric_cells, parse_study_variant
 from clq.experiments.bootstrap import Difference, compare
-from clq.experiments.comparison import cached_matches, check_reference, interval_cell, what_is_needed
+from clq.experiments.comparison import (
+    cached_matches,
+    check_reference,
+    check_same_test_set,
+    interval_cell,
+    wanted_half_width,
+    what_is_needed,
+)
 from clq.experiments.forest_plot import draw_forest
 from clq.experiments.runs import Run, loss_curves, train_all
 from clq.inference.predictor import Predictor
@@ -67,7 +74,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--reference", metavar="NAME", help="variant to compare the others with; default: the first")
     parser.add_argument(
-        "--half-width", type=float, default=0.7, help="half-width of the wanted intervals; default: 0.7"
+        "--half-width", type=wanted_half_width, default=0.7, help="half-width of the wanted intervals; default: 0.7"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides for all: KEY VALUE ...")
     return parser.parse_args(argv)
@@ -222,6 +229,7 @@ def main(argv=None) -> int:
         check_datasets(cfg, splits=("TRAIN",))
         check_datasets(cfg, splits=("TEST",))
     require_files(configs[variants[0].name].DATASETS.TEST[0])
+    check_same_test_set({name: cfg.DATASETS.TEST[0] for name, cfg in configs.items()})
     for name, changed in differences(configs).items():
         print(f"{name}, compared with {variants[0].name}: {'; '.join(changed) or 'no difference'}", flush=True)
     make_folder("--output", str(args.output))

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Train the runs of a study that are not in its store yet, and store of each what comparisons need.
 
-    tools/study.py --config-file docs/results/deeppcb_study.yaml --store docs/results/deeppcb --output output/deeppcb \\
-        --seeds 1 2 3 4 5 --jobs 2 --variants CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml GFL=configs/GFL/gfl_R_50_FPN_1x.yaml
+    python tools/study.py --config-file cells.yaml --store studies/cells --output output/cells --seeds 1 2 3 4 5 \\
+        --jobs 2 --variants CLQ=configs/CLQ/clq_R_50_FPN_1x.yaml GFL=configs/GFL/gfl_R_50_FPN_1x.yaml
 
 Variants and config are those of tools/ablate.py. The first seed of all variants is trained first, then the second, so
 that a study can be compared before it is complete. The store is small enough for git: STORE/VARIANT_seedN.npz has the
-matches of a run, for tools/compare.py, and STORE.json the metrics of all. A run that is stored is not trained again,
-whatever its settings were: another study needs another store. The machine's cores are divided among the trainings. The
-exit status is 1 if a training failed.
+matches of a run, for tools/compare.py, and STORE.json the metrics and the settings of all. A run that is stored is not
+trained again; a variant with other settings than those in the store is refused, before anything is trained. The
+machine's cores are divided among the trainings, which share its GPUs. The exit status is 1 if a training failed.
 """
 
 import argparse
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from clq.data.datasets import require_files
 from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.experiments.ablation import parse_study_variant
+from clq.experiments.comparison import check_same_test_set
 from clq.experiments.runs import Run
 from clq.experiments.store import Store
 from clq.utils.cli import parse_variant, positive, run_cli
@@ -43,39 +45,46 @@ def parse_args(argv=None):
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    variants, store = [parse_study_variant(text) for text in args.variants], Store(args.store)
-    configs = {v.name: clq.setup_cfg(args.config_file, [*v.opts, *args.opts]) for v in variants}
+    variants, store = {}, Store(args.store)
+    for text in args.variants:
+        variant = parse_study_variant(text)
+        if variant.name in variants or len(variant.name.encode()) > 200:  # file systems allow names of 255 bytes
+            raise UserError(f"--variants: {variant.name[:60]}: give each variant a NAME= of its own, of 200 letters.")
+        variants[variant.name] = variant
+    configs = {name: clq.setup_cfg(args.config_file, [*v.opts, *args.opts]) for name, v in variants.items()}
     for cfg in configs.values():
         check_model(cfg)
         check_training(cfg)
         check_datasets(cfg, splits=("TRAIN",))
         check_datasets(cfg, splits=("TEST",))
         require_files(cfg.DATASETS.TEST[0])
-    names = [v.name for v in variants]
-    if len({store.file(name, 0) for name in names}) < len(names):
-        raise UserError(f"--variants: {', '.join(names)} need names that differ in their letters and digits.")
-    store.content()  # may end with an error, and should not after a training
-    make_folder("--output", str(args.output))
-    make_folder("--store", str(args.store))
+    check_same_test_set({name: cfg.DATASETS.TEST[0] for name, cfg in configs.items()})
+    settings = {}
+    for name, text in zip(variants, args.variants, strict=True):
+        given = parse_variant(text)  # with the name of its config, whose keys parse_study_variant has
+        settings[name] = shlex.join([*filter(None, [given.config_file]), *given.opts, *args.opts])
+    missing = store.missing(settings, args.seeds)
+    for option, folder in (("--output", args.output), ("--store", args.store), ("--store", args.store.parent)):
+        make_folder(option, str(folder))
+    runs = {}
+    for name, seed in missing:
+        opts = (*variants[name].opts, *args.opts, "SEED", str(seed))
+        runs[name, seed] = Run(args.config_file, opts, args.output / store.file(name, seed).stem)
+        runs[name, seed].prepare()
+    wanted = len(variants) * len(set(args.seeds))
+    print(f"{wanted - len(missing)} of {wanted} runs are in {args.store}", flush=True)
 
-    def train(seed, variant, text) -> bool:
-        opts = (*variant.opts, *args.opts, "SEED", str(seed))
-        run = Run(args.config_file, opts, args.output / store.file(variant.name, seed).stem)
+    def train(name: str, seed: int) -> bool:
+        run = runs[name, seed]
         print(f"{run.folder}: started", flush=True)
-        run.prepare()
         succeeded = run.done or run.train(max(1, (os.cpu_count() or 1) // args.jobs), None)
         if succeeded:
-            given = parse_variant(text)
-            settings = " ".join([*filter(None, [given.config_file]), *given.opts, *args.opts])
-            store.add(variant.name, settings, seed, run, configs[variant.name])
+            store.add(name, settings[name], seed, run, configs[name])
         print(f"{run.folder}: {'stored' if succeeded else f'failed, see {run.folder}/stdout.txt'}", flush=True)
         return succeeded
 
-    wanted = [(s, variant, text) for s in args.seeds for variant, text in zip(variants, args.variants, strict=True)]
-    waiting = [(s, variant, text) for s, variant, text in wanted if not store.file(variant.name, s).is_file()]
-    print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are in {args.store}", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        failed = list(pool.map(lambda job: train(*job), waiting)).count(False)
+        failed = list(pool.map(lambda job: train(*job), missing)).count(False)
     return 1 if failed else 0
 
 

@@ -150,7 +150,7 @@ def study(path: Path) -> str:
             lines.append([name, str(len(measured)), *metric_cells(measured), *(f"{result[key]:.1f}" for key in speed)])
         table = markdown_table(["variant", "seeds", *METRICS, *speed], lines)
         return f"## {record['data']}\n\n{record['schedule']} {record['machine']}\n\n{table}"
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, OverflowError, StopIteration, TypeError, ValueError) as e:
         why = f"{type(e).__name__} {' '.join(str(e).split())}"
         raise UserError(f"{path}: is no record of a study ({why}); see tools/zoo.py --help.") from e
 

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -154,3 +155,25 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     for name in ("text", "other"):
         with pytest.raises(UserError, match=rf"{name}\.npz: holds no matches of a run"):
             Matches.load(str(tmp_path / f"{name}.npz"))
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("image", lambda x: x[:-1]),
+        ("image", lambda x: x + 1),  # beyond the last image
+        ("counts", lambda x: x - 1),
+        ("counts", lambda x: np.append(x, 0)),  # of more classes than truths has
+        ("correct", lambda x: x.astype(float)),
+        ("correct", lambda x: np.append(x, x)),
+        ("correct", lambda x: x | 2**10),  # an eleventh threshold
+        ("truths", lambda x: x[:, 0]),
+        ("truths", lambda x: 0 * x),  # fewer than were found
+        ("ignored", lambda x: x.astype(int) - 1),
+        ("image_ids", lambda x: x[:1]),
+    ],
+)
+def test_files_whose_content_makes_no_sense_are_refused(by_hand, tmp_path, name, change):
+    dataclasses.replace(by_hand, **{name: change(getattr(by_hand, name))}).save(str(tmp_path / "m.npz"))
+    with pytest.raises(UserError, match=r"m\.npz: holds no matches of a run, or is damaged"):
+        Matches.load(str(tmp_path / "m.npz"))

@@ -6,11 +6,13 @@ import pytest
 from clq.errors import UserError
 from clq.evaluation.matches import Matches, average_precision
 from clq.experiments.bootstrap import (
+    Difference,
     Resampled,
     VarianceParts,
     compare,
     paired_difference,
     resample_images,
+    student_quantile,
     variance_parts,
 )
 
@@ -60,18 +62,35 @@ def test_the_interval_of_images_alone_is_that_of_a_proportion():
     assert difference.parts is None and difference.seeds == 1
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_interval_of_seeds_has_the_variance_of_a_mean(seeds):
-    """Images of no influence: the variance of what is drawn is s^2 / S with the unbiased s, also for few seeds."""
+@pytest.mark.parametrize("seeds, quantile", [(2, 12.706), (3, 4.303), (5, 2.776)])  # from a table of Student's t
+def test_the_interval_of_seeds_is_that_of_a_mean(seeds, quantile):
+    """Images of no influence: t(S - 1) times s / sqrt(S) with the unbiased s, also for few seeds."""
     whole = np.random.default_rng(seeds).normal(2, 1, seeds)
     one = Resampled(tuple(range(seeds)), whole, np.tile(whole, (20000, 1)), 100)
     difference = paired_difference(one, dataclasses.replace(one, whole=0 * whole, resamples=0 * one.resamples))
     assert (difference.parts.image, difference.parts.both) == pytest.approx((0, 0), abs=1e-15)
     assert difference.parts.seed == pytest.approx(np.var(whole, ddof=1))
-    if seeds == 2:  # one of the two is drawn
-        assert (difference.low, difference.high) == (min(whole), max(whole))
-    else:
-        assert difference.half_width == pytest.approx(difference.parts.half_width(seeds, 100), rel=0.15)
+    assert difference.half_width == pytest.approx(quantile * np.std(whole, ddof=1) / math.sqrt(seeds), rel=0.02)
+    assert difference.half_width == pytest.approx(difference.parts.half_width(seeds, 100), rel=0.02)
+
+
+def test_quantiles_of_a_table():
+    table = {1: 12.7062, 2: 4.3027, 3: 3.1824, 7: 2.3646, 10: 2.2281, 30: 2.0423, 1000: 1.9623, math.inf: 1.95996}
+    assert {f: student_quantile(f) for f in table} == pytest.approx(table, abs=1e-4)
+
+
+def test_degrees_of_freedom_by_hand():
+    """Seeds make a third of the variance of the mean of 4: 3 / (1 / 3)^2 = 27 degrees, of which a table says 2.0518."""
+    parts = VarianceParts(seed=4.0, image=200.0, both=0.0)
+    assert parts.quantile(4, 100) == pytest.approx(2.0518, abs=1e-4)
+    assert parts.half_width(4, 100) == pytest.approx(2.0518 * math.sqrt(1 + 2), abs=1e-3)
+
+
+def test_what_is_clear():
+    parts = VarianceParts(1.0, 0.0, 0.0)
+    assert Difference(2.0, 1.0, 3.0, 3, parts).clear and Difference(-2.0, -3.0, -1.0, 3, parts).clear
+    assert not Difference(1.0, -1.0, 3.0, 3, parts).clear
+    assert not Difference(2.0, 1.0, 3.0, 1, None).clear  # of the images alone
 
 
 def test_only_seeds_that_both_have_count():
@@ -102,8 +121,8 @@ def test_variance_of_images_by_hand():
     whole = np.array([1.0, 3.0])
     parts = variance_parts(whole, whole + MOVES[:, None], images=50)
     assert (parts.seed, parts.image, parts.both) == pytest.approx((2, 50 * 4 / 3, 0))
-    assert parts.half_width(2, 50) == pytest.approx(1.959964 * math.sqrt(1 + 4 / 3))
-    assert parts.half_width(8, 200) == pytest.approx(1.959964 * math.sqrt(1 / 4 + 1 / 3))
+    assert parts.half_width(2, 50) == pytest.approx(student_quantile((7 / 3) ** 2) * math.sqrt(1 + 4 / 3))
+    assert parts.half_width(8, 200) == pytest.approx(student_quantile(7 * (7 / 3) ** 2) * math.sqrt(1 / 4 + 1 / 3))
 
 
 def test_variance_of_seeds_on_images_by_hand():
@@ -119,19 +138,20 @@ def test_seeds_and_images_needed():
         for images in (200, 500, 5000):
             needed = parts.seeds_needed(half_width, images)
             if needed is None:
-                assert parts.half_width(10**9, images) > half_width * (1 - 1e-6)
+                assert parts.half_width(1000, images) > half_width
             else:
-                assert parts.half_width(needed, images) <= half_width + 1e-9
-                assert needed == 1 or parts.half_width(needed - 1, images) > half_width
+                assert parts.half_width(needed, images) <= half_width
+                assert needed == 2 or parts.half_width(needed - 1, images) > half_width
         for seeds in (3, 10, 100):
-            needed = parts.images_needed(half_width, seeds)
+            needed = parts.images_needed(half_width, seeds, 100)
             if needed is None:
-                assert parts.half_width(seeds, 10**9) > half_width * (1 - 1e-6)
+                assert parts.half_width(seeds, 10**5) > half_width
             else:
-                assert parts.half_width(seeds, needed) <= half_width + 1e-9
-                assert needed == 1 or parts.half_width(seeds, needed - 1) > half_width
+                assert parts.half_width(seeds, needed) <= half_width
+                assert needed == 100 or parts.half_width(seeds, int(needed / 1.06)) > half_width
     assert parts.seeds_needed(0.1, 500) is None  # the images alone leave more
-    assert VarianceParts(0, 0, 0).seeds_needed(0.1, 10) == VarianceParts(0, 0, 0).images_needed(0.1, 1) == 1
+    assert parts.images_needed(0.4, 3, 100) is None  # and so do 3 seeds
+    assert VarianceParts(0, 0, 0).seeds_needed(0.1, 10) == 2 and VarianceParts(0, 0, 0).images_needed(0.1, 3, 7) == 7
 
 
 def test_runs_on_other_images_are_refused():

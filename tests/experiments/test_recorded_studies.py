@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_every_stored_run_is_one_of_the_script(study, store, tmp_path):
     assert f"docs/results/{store}" in arguments
     variants, opts = arguments.index("--variants"), arguments.index("--opts")
     given = {v.name: v for v in map(parse_variant, arguments[variants + 1 : opts])}
-    settings = {name: " ".join([v.config_file, *v.opts, *arguments[opts + 1 :]]) for name, v in given.items()}
+    settings = {name: shlex.join([v.config_file, *v.opts, *arguments[opts + 1 :]]) for name, v in given.items()}
     rows = json.loads((ROOT / f"docs/results/{store}.json").read_text())["rows"]
     assert {name: row["settings"] for name, row in rows.items()} == {name: settings[name] for name in rows}
     seeds = set(arguments[arguments.index("--seeds") + 1 : variants])

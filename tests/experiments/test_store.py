@@ -38,19 +38,50 @@ def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsy
     assert script("tools/zoo.py").study(tmp_path / "kept.json").startswith("## kept\n")
 
 
-def test_a_study_refuses_before_it_trains(tiny, tmp_path, run, capsys):
-    words = ["--config-file", tiny, "--store", tmp_path / "kept", "--output", tmp_path / "output"]
-    assert run("tools/study.py", *words, "--variants", f"A+B={ATSS}", f"A B={CLQ}") == 2
-    assert "--variants: A+B, A B need names that differ" in capsys.readouterr().err
-    for content in ('{"CLQ": {"1": {"AP": 40.0}}}', '{"rows": {"CLQ": {"seeds": {"one": {}}}}}', "[]"):
-        (tmp_path / "kept.json").write_text(content)
-        assert run("tools/study.py", *words, "--variants", f"ATSS={ATSS}") == 2
-        assert f"{tmp_path}/kept.json: is not what tools/study.py writes" in capsys.readouterr().err
-        assert (tmp_path / "kept.json").read_text() == content
-    assert not (tmp_path / "output").exists()
+@pytest.fixture
+def refused(tiny, tmp_path, run, capsys):
+    """``refused(*variants)``: what the tool says when it refuses to begin."""
+
+    def refuse(*variants):
+        words = ["--config-file", tiny, "--store", tmp_path / "kept", "--output", tmp_path / "output"]
+        assert run("tools/study.py", *words, "--seeds", 1, 1, "--variants", *variants) == 2
+        assert not (tmp_path / "output").exists()
+        return capsys.readouterr().err
+
+    return refuse
+
+
+def test_names_that_would_share_a_file(refused, tmp_path):
+    assert "--variants: A+B, A B need names that differ" in refused(f"A+B={ATSS}", f"A B={CLQ}")
+    assert "give each variant a NAME= of its own" in refused(f"A={ATSS}", f"A={CLQ}")
+    assert "give each variant a NAME= of its own" in refused(f"{'A' * 250}={ATSS}")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"CLQ": {"1": {"AP": 40.0}}}', '{"rows": {"CLQ": {"seeds": {"one": {}}}}}', "[]", '{"rows": {"A": 1}}']
+)
+def test_a_json_file_that_is_of_something_else_is_left_alone(refused, tmp_path, content):
+    (tmp_path / "kept.json").write_text(content)
+    assert f"{tmp_path}/kept.json: is not what tools/study.py writes" in refused(f"ATSS={ATSS}")
+    assert (tmp_path / "kept.json").read_text() == content
+
+
+def test_runs_of_other_settings_are_not_mixed(refused, tmp_path):
+    record = {"rows": {"ATSS": {"settings": ATSS, "seeds": {"1": {"AP": 40.0}}}}}
+    (tmp_path / "kept.json").write_text(json.dumps(record))
+    said = refused(f"ATSS={ATSS} SOLVER.BASE_LR 0.1")
+    assert f"kept.json: ATSS is kept with {ATSS}, which is not {ATSS} SOLVER.BASE_LR 0.1; choose another" in said
+    assert "kept/ATSS_seed1.npz: no such file" in refused(f"ATSS={ATSS}")
+    del record["rows"]["ATSS"]["settings"]  # a record of tools/ablate.py
+    (tmp_path / "kept.json").write_text(json.dumps(record))
+    assert "ATSS is kept with unknown settings" in refused(f"ATSS={ATSS}")
+    assert json.loads((tmp_path / "kept.json").read_text()) == record
 
 
 def test_a_store_without_its_json_file(tmp_path, run, capsys):
     words = "--reference", "CLQ", "--output", tmp_path / "output"
     assert run("tools/compare.py", tmp_path / "kept", *words) == 2
     assert f"{tmp_path}/kept.json: no such file" in capsys.readouterr().err
+    (tmp_path / "kept.json").write_text('{"rows": {}}')
+    assert run("tools/compare.py", tmp_path / "kept", *words) == 2
+    assert f"{tmp_path}/kept.json: holds no run yet" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from clq.errors import UserError
 from clq.evaluation.results_file import read_results, read_truth
+from clq.utils.files import write_atomically
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's T = 10 IoU thresholds
 _RECALLS = np.linspace(0, 1, 101)  # and the recalls at which it reads precisions
@@ -49,7 +50,8 @@ class Matches:
         """Writes a compressed npz."""
         small = {"counts": np.uint32, "image": np.uint16 if len(self.image_ids) < 1 << 16 else np.uint32}
         arrays = {name: value.astype(small.get(name, value.dtype)) for name, value in asdict(self).items()}
-        np.savez_compressed(path, **arrays)
+        with write_atomically(path) as f:
+            np.savez_compressed(f, **arrays)
 
     @classmethod
     def load(cls, path: str) -> "Matches":
@@ -60,11 +62,39 @@ class Matches:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**file)
+                matches = cls(**file)
+                matches.check()
+                return matches
         except FileNotFoundError as e:
             raise UserError(f"{path}: no such file; give the matches of a run that is finished.") from e
         except Exception as e:  # reading bytes that are no npz can raise anything
-            raise UserError(f"{path}: holds no matches of a run; give a file that tools/ablate.py wrote.") from e
+            raise UserError(
+                f"{path}: holds no matches of a run, or is damaged; give a file that tools/ablate.py or tools/study.py "
+                "wrote, or delete it and run them again."
+            ) from e
+
+    def check(self) -> None:
+        """Checks types, sizes and ranges.
+
+        Raises:
+            ValueError: these are no matches of a run.
+        """
+        dimensions = {"image_ids": 1, "truths": 2, "counts": 1, "image": 1, "correct": 1, "ignored": 1}
+        for name, dimension in dimensions.items():
+            value = getattr(self, name)
+            if value.ndim != dimension or value.dtype.kind not in "iu" or (name != "image_ids" and (value < 0).any()):
+                raise ValueError(f"{name}: {value.dtype} of shape {value.shape}")
+        detections = int(self.counts.sum(dtype=np.int64))
+        if self.truths.shape != (len(self.image_ids), len(self.counts)) or any(
+            len(x) != detections for x in (self.image, self.correct, self.ignored)
+        ):
+            raise ValueError("the sizes of the arrays do not agree")
+        bits = np.concatenate([self.correct, self.ignored])
+        if (bits >= 1 << len(THRESHOLDS)).any() or (self.image >= len(self.image_ids)).any():
+            raise ValueError("a number is too large")
+        for truths, part in self.of_classes():
+            if (np.bincount(self.image[part], self.correct[part] & 1, len(truths)) > truths).any():
+                raise ValueError("more true positives than objects")
 
     def of_classes(self) -> Iterator[tuple[np.ndarray, slice]]:
         """For each class its ground truths in each image (I,), and the place of its detections."""

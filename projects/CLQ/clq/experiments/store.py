@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -13,7 +14,7 @@ from clq.evaluation.matches import Matches
 from clq.evaluation.metrics import box_metrics
 from clq.experiments.comparison import cached_matches
 from clq.experiments.runs import Run
-from clq.utils.files import read_json
+from clq.utils.files import read_json, write_atomically
 
 
 class Store:
@@ -34,8 +35,35 @@ class Store:
         """Where the matches of a run are, or would be."""
         return self.folder / f"{''.join(c if c.isalnum() else '_' for c in variant)}_seed{seed}.npz"
 
+    def missing(self, variants: Mapping[str, str], seeds: Iterable[int]) -> list[tuple[str, int]]:
+        """The runs that are not kept yet, as (variant, seed), all variants with the first seed before the next seed.
+
+        Args:
+            variants: name -> its settings, see :meth:`add`.
+            seeds: of each variant.
+
+        Raises:
+            UserError: a variant is kept with other settings, two variants would share a file, or a file of a run that
+                the json file lists is missing or damaged.
+        """
+        rows = self.content()["rows"]
+        names = dict.fromkeys([*rows, *variants])
+        if len({self.file(name, 0) for name in names}) < len(names):
+            raise UserError(f"--variants: {', '.join(names)} need names that differ in their letters and digits.")
+        for name in variants:
+            if name in rows and rows[name].get("settings") != variants[name]:
+                kept = rows[name].get("settings", "unknown settings")
+                raise UserError(
+                    f"{self.metrics_file}: {name} is kept with {kept}, which is not {variants[name]}; choose another "
+                    "--store, or another name."
+                )
+            for seed in rows.get(name, {}).get("seeds", {}):
+                Matches.load(str(self.file(name, int(seed))))
+        runs = [(name, seed) for seed in dict.fromkeys(seeds) for name in variants]
+        return [(name, seed) for name, seed in runs if str(seed) not in rows.get(name, {}).get("seeds", {})]
+
     def add(self, variant: str, settings: str, seed: int, run: Run, cfg: CfgNode) -> None:
-        """Keeps a finished run: the matches and COCO's metrics of its first test set.
+        """Keeps a finished run: the matches and COCO's metrics of its first test set. For one process at a time.
 
         Args:
             variant: its name.
@@ -51,13 +79,13 @@ class Store:
         matches = cached_matches(run.folder, annotations, results, most)
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
+            matches.save(str(self.file(variant, seed)))  # first: a run that the json file lists has its file
             content = self.content()
             entry = content["rows"].setdefault(variant, {"settings": settings, "seeds": {}})
-            entry["settings"] = settings
             # json has no nan
             entry["seeds"][str(seed)] = {k: None if math.isnan(v) else round(v, 4) for k, v in metrics.items()}
-            _replace(self.metrics_file, json.dumps(content, indent=1))
-            matches.save(str(self.file(variant, seed)))  # last: what has this file is kept whole
+            with write_atomically(self.metrics_file, "w") as f:
+                f.write(json.dumps(content, indent=1))
 
     def content(self) -> dict:
         """The json file, or that of an empty store.
@@ -65,8 +93,8 @@ class Store:
         Raises:
             UserError: the json file cannot be read, or is none of a store.
         """
-        if not self.metrics_file.is_file():
-            return _new(self.folder.name)
+        if not self.metrics_file.exists():
+            return {"data": self.folder.name, "schedule": "", "machine": "", "rows": {}}
         content = read_json(self.metrics_file)
         try:
             _seeds(content)
@@ -80,23 +108,15 @@ class Store:
         """Variant -> seed -> matches of all runs, in the order in which the variants were first kept.
 
         Raises:
-            UserError: the json file or one of the npz files is missing or cannot be read.
+            UserError: the json file or one of the npz files is missing or cannot be read, or there is no run.
         """
-        if not self.metrics_file.is_file():
+        if not self.metrics_file.exists():
             raise UserError(f"{self.metrics_file}: no such file; tools/study.py writes it beside its store.")
         seeds = _seeds(self.content())
+        if not seeds:
+            raise UserError(f"{self.metrics_file}: holds no run yet; run tools/study.py.")
         return {v: {seed: Matches.load(str(self.file(v, seed))) for seed in seeds[v]} for v in seeds}
 
 
 def _seeds(content: dict) -> dict[str, list[int]]:
-    return {variant: sorted(map(int, row["seeds"])) for variant, row in content["rows"].items()}
-
-
-def _new(name: str) -> dict:
-    return {"data": name, "schedule": "", "machine": "", "rows": {}}
-
-
-def _replace(path: Path, text: str) -> None:
-    whole = path.with_suffix(".tmp")  # what is stopped while it writes leaves no half of it
-    whole.write_text(text)
-    whole.replace(path)
+    return {variant: sorted(int(seed) for seed, _ in row["seeds"].items()) for variant, row in content["rows"].items()}
