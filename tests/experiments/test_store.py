@@ -2,6 +2,7 @@ import json
 
 import pytest
 from clq.evaluation.matches import average_precision
+from clq.experiments.runs import DONE, Run
 from clq.experiments.store import Store
 
 ATSS, CLQ = "configs/ATSS/atss_R_50_FPN_1x.yaml", "configs/CLQ/clq_R_50_FPN_1x.yaml"
@@ -12,21 +13,42 @@ def at_the_root(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
 
-def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsys):
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands for the trainings, which tests of tools/ablate.py run: the folders of those that were started."""
+    started = []
+
+    def train(run, threads, gpu):
+        started.append(run.folder.name)
+        if "broken" in run.folder.name:
+            return False
+        results = run.folder / "inference/shapes_val/coco_instances_results.json"
+        results.parent.mkdir(parents=True)
+        results.write_text(json.dumps([{"image_id": 1, "category_id": 7, "bbox": [1, 2, 30, 40], "score": 0.5}]))
+        (run.folder / DONE).touch()
+        return True
+
+    monkeypatch.setattr(Run, "train", train)
+    return started
+
+
+def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsys, trained):
     store = tmp_path / "kept"
     argv = ["--config-file", tiny, "--store", store, "--jobs", 2, "--variants", f"ATSS={ATSS}"]
     opts = ["--opts", "SOLVER.MAX_ITER", 2, "MODEL.CLQ.SCORE_THRESH", 0.001]
-    others = ["broken=MODEL.CLQ.CLS.LOSS none", f"C L Q={CLQ} MODEL.CLQ.TOPK 5"]
+    others = ["broken=MODEL.CLQ.TOPK 7", f"C L Q={CLQ} MODEL.CLQ.TOPK 5"]
     assert run("tools/study.py", *argv, others[0], "--seeds", 3, "--output", tmp_path / "first", *opts) == 1
     out = capsys.readouterr().out
     assert "0 of 2 runs are in" in out and "broken_seed3: failed, see" in out
     assert [path.name for path in store.iterdir()] == ["ATSS_seed3.npz"]
+    assert sorted(trained) == ["ATSS_seed3", "broken_seed3"]
 
     # The folders of the trainings are gone; what was kept is not trained again.
-    assert run("tools/study.py", *argv, others[1], "--seeds", 3, "--output", tmp_path / "second", *opts) == 0
+    assert run("tools/study.py", *argv, others[1], "--seeds", 3, 3, "--output", tmp_path / "second", *opts) == 0
     out = capsys.readouterr().out
     assert "1 of 2 runs are in" in out and out.count("started") == 1
     assert sorted(path.name for path in store.iterdir()) == ["ATSS_seed3.npz", "C_L_Q_seed3.npz"]
+    assert trained[2:] == ["C_L_Q_seed3"]
 
     metrics = json.loads((tmp_path / "kept.json").read_text())
     rows = metrics["rows"]
