@@ -49,6 +49,6 @@ case $name in
         study deeppcb_rates --seeds 1 "$@" --variants "${variants[@]}" --opts "${held_out[@]}" "${same[@]}"
         ;;
     short) study deeppcb --seeds 1 2 3 "$@" --variants "${long[@]}" "${others[@]}" --opts "${same[@]}" ;;
-    long) study deeppcb_long --seeds 1 2 3 4 5 "$@" --variants "${long[@]}" --opts "${same[@]}" SOLVER.MAX_ITER 3000 ;;
+    long) study deeppcb_long --seeds 1 2 3 4 5 6 7 "$@" --variants "${long[@]}" --opts "${same[@]}" SOLVER.MAX_ITER 3000 ;;
     *) echo "$0: $name: rates, short or long" >&2; exit 2 ;;
 esac
