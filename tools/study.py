@@ -24,7 +24,7 @@ from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.experiments.ablation import parse_study_variant
 from clq.experiments.comparison import check_same_test_set
-from clq.experiments.runs import Run
+from clq.experiments.runs import Run, say
 from clq.experiments.store import Store
 from clq.utils.cli import parse_variant, positive, run_cli
 
@@ -76,11 +76,11 @@ def main(argv=None) -> int:
 
     def train(name: str, seed: int) -> bool:
         run = runs[name, seed]
-        print(f"{run.folder}: started", flush=True)
+        say(f"{run.folder}: started")
         succeeded = run.done or run.train(max(1, (os.cpu_count() or 1) // args.jobs), None)
         if succeeded:
             store.add(name, settings[name], seed, run, configs[name])
-        print(f"{run.folder}: {'stored' if succeeded else f'failed, see {run.folder}/stdout.txt'}", flush=True)
+        say(f"{run.folder}: {'stored' if succeeded else f'failed, see {run.folder}/stdout.txt'}")
         return succeeded
 
     with ThreadPoolExecutor(args.jobs) as pool:
