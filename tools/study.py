@@ -14,6 +14,7 @@ machine's cores are divided among the trainings, which share its GPUs. The exit 
 import argparse
 import os
 import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from clq.engine.config_checks import check_model, check_training, make_folder
 from clq.errors import UserError
 from clq.experiments.ablation import parse_study_variant
 from clq.experiments.comparison import check_same_test_set
-from clq.experiments.runs import Run, say
+from clq.experiments.runs import Run
 from clq.experiments.store import Store
 from clq.utils.cli import parse_variant, positive, run_cli
 
@@ -74,13 +75,16 @@ def main(argv=None) -> int:
     wanted = len(variants) * len(set(args.seeds))
     print(f"{wanted - len(missing)} of {wanted} runs are in {args.store}", flush=True)
 
+    output = sys.stdout  # an evaluation in another thread replaces it for a while, to silence pycocotools
+
     def train(name: str, seed: int) -> bool:
         run = runs[name, seed]
-        say(f"{run.folder}: started")
+        print(f"{run.folder}: started", file=output, flush=True)
         succeeded = run.done or run.train(max(1, (os.cpu_count() or 1) // args.jobs), None)
         if succeeded:
             store.add(name, settings[name], seed, run, configs[name])
-        say(f"{run.folder}: {'stored' if succeeded else f'failed, see {run.folder}/stdout.txt'}")
+        end = "stored" if succeeded else f"failed, see {run.folder}/stdout.txt"
+        print(f"{run.folder}: {end}", file=output, flush=True)
         return succeeded
 
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
 
 import torch
 
@@ -19,7 +18,6 @@ from clq.utils.files import read_json
 
 TRAIN = "-m", "clq", "train"  # arguments of Python
 SETTINGS, DONE = "settings.json", "done"  # files in the folder of a run
-_PRINTING = Lock()
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,6 @@ class Run:
         return process.returncode == 0
 
 
-def say(line: str) -> None:
-    """Prints a line from one of several threads, whose lines can get lost without a lock."""
-    with _PRINTING:
-        print(line, flush=True)
-
-
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, each as a value of ``CUDA_VISIBLE_DEVICES``."""
     count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -113,9 +105,9 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
     def train(run: Run) -> bool:
         job = free_jobs.get()
         try:
-            say(f"{run.folder}: started")
+            print(f"{run.folder}: started", flush=True)
             succeeded = run.train(max(1, (os.cpu_count() or 1) // jobs), gpus[job % len(gpus)] if gpus else None)
-            say(f"{run.folder}: {'done' if succeeded else f'failed, see {run.folder}/stdout.txt'}")
+            print(f"{run.folder}: {'done' if succeeded else f'failed, see {run.folder}/stdout.txt'}", flush=True)
             return succeeded
         finally:
             free_jobs.put(job)

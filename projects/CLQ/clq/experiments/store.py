@@ -75,9 +75,9 @@ class Store:
         dataset, most = cfg.DATASETS.TEST[0], cfg.TEST.DETECTIONS_PER_IMAGE
         results = run.folder / "inference" / dataset / RESULTS_FILE
         annotations = truth_file(results, dataset)
-        metrics = box_metrics(annotations, str(results), most)
-        matches = cached_matches(run.folder, annotations, results, most)
-        with self._lock:
+        with self._lock:  # also because each evaluation replaces sys.stdout for a while
+            metrics = box_metrics(annotations, str(results), most)
+            matches = cached_matches(run.folder, annotations, results, most)
             self.folder.mkdir(parents=True, exist_ok=True)
             matches.save(str(self.file(variant, seed)))  # first: a run that the json file lists has its file
             content = self.content()
