@@ -50,7 +50,9 @@ def main(argv=None) -> int:
     for text in args.variants:
         variant = parse_study_variant(text)
         if variant.name in variants or len(variant.name.encode()) > 200:  # file systems allow names of 255 bytes
-            raise UserError(f"--variants: {variant.name[:60]}: give each variant a NAME= of its own, of 200 letters.")
+            raise UserError(
+                f"--variants: {variant.name[:60]}: give each variant a NAME= of its own, of at most 200 bytes."
+            )
         variants[variant.name] = variant
     configs = {name: clq.setup_cfg(args.config_file, [*v.opts, *args.opts]) for name, v in variants.items()}
     for cfg in configs.values():

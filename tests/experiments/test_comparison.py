@@ -139,7 +139,7 @@ def test_the_tool(stored, run, capsys, tmp_path):
     assert difference["value"] == pytest.approx(
         np.mean([30 / 60, 32 / 60]) * 100 - np.mean([50 / 60, 52 / 60]) * 100, abs=1
     )
-    assert difference["low"] < difference["value"] < difference["high"]
+    assert difference["low"] < difference["value"] < difference["high"] < 0
     assert (output / "differences.md").read_text().count("\n") == 4
     assert (output / "forest.png").stat().st_size > 1000
     assert run("tools/compare.py", stored.folder, "--reference", "none", "--output", output) == 2

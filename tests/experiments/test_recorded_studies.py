@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clq.evaluation.matches import Matches, average_precision
+from clq.evaluation.matches import average_precision
+from clq.experiments.ablation import mean_and_spread
 from clq.experiments.store import Store
 from clq.utils.cli import parse_variant
 
@@ -36,9 +37,22 @@ def test_every_stored_run_is_one_of_the_script(study, store, tmp_path):
 
 @pytest.mark.parametrize("store", ["deeppcb", "deeppcb_long"])
 def test_the_matches_give_the_recorded_ap(store):
-    """Of each variant's first seed, whose file is there."""
     folder = Store(ROOT / "docs/results" / store)
-    for name, row in folder.content()["rows"].items():
-        seed = next(iter(row["seeds"]))
-        (ap,) = average_precision(Matches.load(str(folder.file(name, int(seed)))))
-        assert row["seeds"][seed]["AP"] == pytest.approx(ap, abs=1e-3)
+    rows, runs = folder.content()["rows"], folder.matches()
+    assert len(runs) >= 5
+    for name, seeds in runs.items():
+        for seed, matches in seeds.items():
+            assert rows[name]["seeds"][str(seed)]["AP"] == pytest.approx(average_precision(matches)[0], abs=1e-3)
+
+
+def test_the_table_of_the_document_has_the_recorded_ap():
+    table = (ROOT / "docs/results.md").read_text().split("## Circuit boards")[1].split("\n![")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    written = {name: (short, long) for name, short, _, long, _ in cells if name != "variant"}
+    rows = [json.loads((ROOT / f"docs/results/{x}.json").read_text())["rows"] for x in ("deeppcb", "deeppcb_long")]
+    assert set(written) == set(rows[0]) >= set(rows[1])
+    for name, texts in written.items():
+        for text, recorded in zip(texts, rows, strict=True):
+            aps = [seed["AP"] for _, seed in sorted(recorded[name]["seeds"].items())] if name in recorded else []
+            each = ", ".join(f"{ap:.1f}" for ap in aps)
+            assert text == (f"{mean_and_spread(aps)} ({each})" if aps else "–"), name
