@@ -75,8 +75,8 @@ def refused(tiny, tmp_path, run, capsys):
 
 def test_names_that_would_share_a_file(refused, tmp_path):
     assert "--variants: A+B, A B need names that differ" in refused(f"A+B={ATSS}", f"A B={CLQ}")
-    assert "give each a NAME= of its own" in refused(f"A={ATSS}", f"A={CLQ}")
-    assert "give each a NAME= of its own" in refused(f"{'A' * 250}={ATSS}")
+    assert "give each variant a NAME= of its own" in refused(f"A={ATSS}", f"A={CLQ}")
+    assert "give each variant a NAME= of its own" in refused(f"{'A' * 250}={ATSS}")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ drawn, since S draws would give a mean of few seeds too small a variance, by (S 
 The standard deviation of the resamples is the standard error of the difference. Few seeds know their own spread badly,
 so an interval is as many standard errors wide as Student's t says, with Satterthwaite's degrees of freedom: S - 1 if
 seeds make all of the variance, and many if images do. In a simulation with normal errors (1,500 cases of 400 resamples
-each; seeds made 100%, 90%, 50% or 10% of the variance) 95% intervals held the truth in 87% to 95% of cases with 2 seeds,
-in 92% to 96% with 3, and in 95% to 96% with 5 and with 8.
+each; seeds made 100%, 90%, 50% or 10% of the variance) 95% intervals held the truth in 87% to 95% of cases with 2
+seeds, in 92% to 96% with 3, and in 95% to 96% with 5 and with 8.
 """
 
 import math
