@@ -65,7 +65,8 @@ def main(argv=None) -> int:
     settings = {}
     for name, text in zip(variants, args.variants, strict=True):
         given = parse_variant(text)  # with the name of its config, whose keys parse_study_variant has
-        settings[name] = shlex.join([*filter(None, [given.config_file]), *given.opts, *args.opts])
+        files = [args.config_file, given.config_file]
+        settings[name] = shlex.join([*filter(None, files), *given.opts, *args.opts])
     missing = store.missing(settings, args.seeds)
     for option, folder in (("--output", args.output), ("--store", args.store), ("--store", args.store.parent)):
         make_folder(option, str(folder))

@@ -3,7 +3,9 @@
 # says:
 #     docs/results/deeppcb.sh rates      two rates for each variant, on a part of the training boards
 #     docs/results/deeppcb.sh short      all variants, 1,200 iterations
-#     docs/results/deeppcb.sh long       five of them, 3,000 iterations
+#     docs/results/deeppcb.sh long       five of them and the best of the candidates, 3,000 iterations
+#     docs/results/deeppcb.sh candidates changes of CLQ, 3,000 iterations on a part of the training boards
+#     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations
 # Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained again.
 set -euo pipefail
 ablations=configs/ablations
@@ -24,19 +26,31 @@ others=(
     "CLQ, geometric align=$ablations/clq_geometric_align_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
     "CLQ, LQE on regression tower=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.TOWER reg SOLVER.BASE_LR 0.0005"
 )
+# Changes of CLQ that its parts allow, beside what they are compared with.
+without=$ablations/clq_wo_align_R_50_FPN_1x.yaml
+candidates=(
+    "${long[3]}"
+    "${long[4]}"
+    "CLQ w/o align, task-aligned assignment=$without MODEL.CLQ.ASSIGN.NAME task MODEL.CLQ.ASSIGN.WARMUP 0.33333 SOLVER.BASE_LR 0.0005"
+    "CLQ w/o align, box losses x 2=$without MODEL.CLQ.BOX.LOSS_WEIGHT 4.0 MODEL.CLQ.BOX.DFL_WEIGHT 0.5 SOLVER.BASE_LR 0.0005"
+    "CLQ w/o align, alpha 0.6=$without MODEL.CLQ.QUALITY.ALPHA 0.6 SOLVER.BASE_LR 0.0005"
+    "CLQ, distribution-guided branch=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.NAME dgqp SOLVER.BASE_LR 0.0005"
+    "CLQ w/o align, LQE's loss x 0.25=$without MODEL.CLQ.QUALITY.LOSS_WEIGHT 0.25 SOLVER.BASE_LR 0.0005"
+    "CLQ, no gradient through offsets=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.ALIGN.GRADIENT 0.0 SOLVER.BASE_LR 0.0005"
+)
 # 868 boards for training and 132 for the test.
 held_out=(
     DATASETS.SETS '[{"name": "pcb", "coco": "datasets/deeppcb/instances_train.json", "images": "datasets/deeppcb/images", "split": {"train": 0.85, "val": 0.15, "seed": 1}}]'
-    DATASETS.TRAIN '("pcb_train",)' DATASETS.TEST '("pcb_val",)' TEST.REPORT False SOLVER.MAX_ITER 600
+    DATASETS.TRAIN '("pcb_train",)' DATASETS.TEST '("pcb_val",)' TEST.REPORT False
 )
 
-study() { # STORE [OPTION ...]
-    python tools/study.py --config-file docs/results/deeppcb_study.yaml --jobs 2 --store "docs/results/$1" \
-        --output "output/$1" "${@:2}"
+study() { # CONFIG STORE [OPTION ...]
+    python tools/study.py --config-file "docs/results/$1.yaml" --jobs 2 --store "docs/results/$2" \
+        --output "output/$2" "${@:3}"
 }
 
 same=(MODEL.CLQ.BOX.REG_MAX 7) # NanoDet's; the variants' configs have 16
-name=${1:?rates, short or long}
+name=${1:?rates, short, long, candidates or resnet18}
 shift
 case $name in
     rates)
@@ -46,9 +60,20 @@ case $name in
                 variants+=("${variant%%=*}, $rate=$(sed "s/^[^=]*=//; s/[^ ]*$/$rate/" <<< "$variant")")
             done
         done
-        study deeppcb_rates --seeds 1 "$@" --variants "${variants[@]}" --opts "${held_out[@]}" "${same[@]}"
+        study deeppcb_study deeppcb_rates --seeds 1 "$@" --variants "${variants[@]}" \
+            --opts "${held_out[@]}" SOLVER.MAX_ITER 600 "${same[@]}"
         ;;
-    short) study deeppcb --seeds 1 2 3 "$@" --variants "${long[@]}" "${others[@]}" --opts "${same[@]}" ;;
-    long) study deeppcb_long --seeds 1 2 3 4 5 6 7 "$@" --variants "${long[@]}" --opts "${same[@]}" SOLVER.MAX_ITER 3000 ;;
-    *) echo "$0: $name: rates, short or long" >&2; exit 2 ;;
+    short) study deeppcb_study deeppcb --seeds 1 2 3 "$@" --variants "${long[@]}" "${others[@]}" --opts "${same[@]}" ;;
+    long)
+        study deeppcb_study deeppcb_long --seeds 1 2 3 4 5 6 7 "$@" --variants "${long[@]}" "${candidates[2]}" \
+            --opts "${same[@]}" SOLVER.MAX_ITER 3000
+        ;;
+    candidates)
+        study deeppcb_study deeppcb_candidates --seeds 1 "$@" --variants "${candidates[@]}" \
+            --opts "${held_out[@]}" "${same[@]}" SOLVER.MAX_ITER 3000
+        ;;
+    resnet18)
+        study deeppcb_r18_study deeppcb_r18 --seeds 1 2 3 "$@" --variants "${long[@]:0:3}" --opts "${same[@]}"
+        ;;
+    *) echo "$0: $name: rates, short, long, candidates or resnet18" >&2; exit 2 ;;
 esac

@@ -53,7 +53,8 @@ def test_a_study_goes_on_where_it_was_stopped(tiny, tmp_path, run, script, capsy
     metrics = json.loads((tmp_path / "kept.json").read_text())
     rows = metrics["rows"]
     assert list(rows) == ["ATSS", "C L Q"]
-    assert rows["C L Q"]["settings"] == f"{CLQ} MODEL.CLQ.TOPK 5 SOLVER.MAX_ITER 2 MODEL.CLQ.SCORE_THRESH 0.001"
+    settings = f"{tiny} {CLQ} MODEL.CLQ.TOPK 5 SOLVER.MAX_ITER 2 MODEL.CLQ.SCORE_THRESH 0.001"
+    assert rows["C L Q"]["settings"] == settings
     for name, runs in Store(store).matches().items():
         (ap,) = average_precision(runs[3])
         assert rows[name]["seeds"]["3"]["AP"] == pytest.approx(ap, abs=1e-4)
@@ -88,12 +89,16 @@ def test_a_json_file_that_is_of_something_else_is_left_alone(refused, tmp_path, 
     assert (tmp_path / "kept.json").read_text() == content
 
 
-def test_runs_of_other_settings_are_not_mixed(refused, tmp_path):
-    record = {"rows": {"ATSS": {"settings": ATSS, "seeds": {"1": {"AP": 40.0}}}}}
+def test_runs_of_other_settings_are_not_mixed(refused, tiny, tmp_path):
+    kept = f"{tiny} {ATSS}"
+    record = {"rows": {"ATSS": {"settings": kept, "seeds": {"1": {"AP": 40.0}}}}}
     (tmp_path / "kept.json").write_text(json.dumps(record))
     said = refused(f"ATSS={ATSS} SOLVER.BASE_LR 0.1")
-    assert f"kept.json: ATSS is kept with {ATSS}, which is not {ATSS} SOLVER.BASE_LR 0.1; choose another" in said
+    assert f"kept.json: ATSS is kept with {kept}, which is not {kept} SOLVER.BASE_LR 0.1; choose another" in said
     assert "kept/ATSS_seed1.npz: no such file" in refused(f"ATSS={ATSS}")
+    record["rows"]["ATSS"]["settings"] = f"other.yaml {ATSS}"
+    (tmp_path / "kept.json").write_text(json.dumps(record))
+    assert f"ATSS is kept with other.yaml {ATSS}, which is not {kept}; choose another" in refused(f"ATSS={ATSS}")
     del record["rows"]["ATSS"]["settings"]  # a record of tools/ablate.py
     (tmp_path / "kept.json").write_text(json.dumps(record))
     assert "ATSS is kept with unknown settings" in refused(f"ATSS={ATSS}")
