@@ -35,8 +35,6 @@ candidates=(
     "CLQ w/o align, box losses x 2=$without MODEL.CLQ.BOX.LOSS_WEIGHT 4.0 MODEL.CLQ.BOX.DFL_WEIGHT 0.5 SOLVER.BASE_LR 0.0005"
     "CLQ w/o align, alpha 0.6=$without MODEL.CLQ.QUALITY.ALPHA 0.6 SOLVER.BASE_LR 0.0005"
     "CLQ, distribution-guided branch=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.NAME dgqp SOLVER.BASE_LR 0.0005"
-    "CLQ w/o align, LQE's loss x 0.25=$without MODEL.CLQ.QUALITY.LOSS_WEIGHT 0.25 SOLVER.BASE_LR 0.0005"
-    "CLQ, no gradient through offsets=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.ALIGN.GRADIENT 0.0 SOLVER.BASE_LR 0.0005"
 )
 # 868 boards for training and 132 for the test.
 held_out=(
