@@ -7,7 +7,8 @@
 Variants and config are those of tools/ablate.py. The first seed of all variants is trained first, then the second, so
 that a study can be compared before it is complete. The store is small enough for git: STORE/VARIANT_seedN.npz has the
 matches of a run, for tools/compare.py, and STORE.json the metrics and the settings of all. A run that is stored is not
-trained again; a variant with other settings than those in the store is refused, before anything is trained. The
+trained again; a variant with other settings than those in the store is refused, before anything is trained. Settings
+are the words of the command, with the names of configs but not what is in them: edited configs need another store. The
 machine's cores are divided among the trainings, which share its GPUs. The exit status is 1 if a training failed.
 """
 
@@ -65,8 +66,8 @@ def main(argv=None) -> int:
     settings = {}
     for name, text in zip(variants, args.variants, strict=True):
         given = parse_variant(text)  # with the name of its config, whose keys parse_study_variant has
-        files = [args.config_file, given.config_file]
-        settings[name] = shlex.join([*filter(None, files), *given.opts, *args.opts])
+        files = [os.path.normpath(file) for file in (args.config_file, given.config_file) if file]
+        settings[name] = shlex.join([*files, *given.opts, *args.opts])
     missing = store.missing(settings, args.seeds)
     for option, folder in (("--output", args.output), ("--store", args.store), ("--store", args.store.parent)):
         make_folder(option, str(folder))

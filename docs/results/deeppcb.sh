@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The trainings behind docs/results/deeppcb*.json, from the top folder, with data and weights in datasets/ as the config
 # says:
-#     docs/results/deeppcb.sh rates      two rates for each variant, on a part of the training boards
+#     docs/results/deeppcb.sh rates      two rates for each variant, 600 iterations on a part of the training boards
 #     docs/results/deeppcb.sh short      all variants, 1,200 iterations
 #     docs/results/deeppcb.sh long       five of them and the best of the candidates, 3,000 iterations
 #     docs/results/deeppcb.sh candidates changes of CLQ, 3,000 iterations on a part of the training boards
-#     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations
-# Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained again.
+#     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations, rates not searched
+# Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained again;
+# what is not stored yet of these seeds (GFLv2's seed 7, for one) is trained by a plain call.
 set -euo pipefail
 ablations=configs/ablations
 # The rate of each is the better one of docs/results/deeppcb_rates.json. TOOD has 6 convolutions where the others have
@@ -26,7 +27,8 @@ others=(
     "CLQ, geometric align=$ablations/clq_geometric_align_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
     "CLQ, LQE on regression tower=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.TOWER reg SOLVER.BASE_LR 0.0005"
 )
-# Changes of CLQ that its parts allow, beside what they are compared with.
+# First the two variants for comparison, then four changes of CLQ's parts, whose rates were not searched. ASSIGN.NAME task
+# is a third of the training with ATSS's assigner and losses, then TOOD's assigner and class target.
 without=$ablations/clq_wo_align_R_50_FPN_1x.yaml
 candidates=(
     "${long[3]}"
@@ -48,8 +50,8 @@ study() { # CONFIG STORE [OPTION ...]
 }
 
 same=(MODEL.CLQ.BOX.REG_MAX 7) # NanoDet's; the variants' configs have 16
-name=${1:?rates, short, long, candidates or resnet18}
-shift
+name=${1:-}
+shift || true
 case $name in
     rates)
         variants=()
@@ -73,5 +75,5 @@ case $name in
     resnet18)
         study deeppcb_r18_study deeppcb_r18 --seeds 1 2 3 "$@" --variants "${long[@]:0:3}" --opts "${same[@]}"
         ;;
-    *) echo "$0: $name: rates, short, long, candidates or resnet18" >&2; exit 2 ;;
+    *) echo "$0: give one of rates, short, long, candidates, resnet18 instead of '$name'" >&2; exit 2 ;;
 esac

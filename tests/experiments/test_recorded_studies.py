@@ -23,6 +23,7 @@ STORES = {
     "short": "deeppcb",
     "long": "deeppcb_long",
     "candidates": "deeppcb_candidates",
+    "resnet18": "deeppcb_r18",
 }
 
 
@@ -44,24 +45,36 @@ def test_every_stored_run_is_one_of_the_script(study, store, tmp_path):
     assert all(set(row["seeds"]) <= seeds for row in rows.values())
 
 
-@pytest.mark.parametrize("store", ["deeppcb", "deeppcb_long", "deeppcb_candidates"])
+@pytest.mark.parametrize("store", ["deeppcb", "deeppcb_long", "deeppcb_candidates", "deeppcb_r18"])
 def test_the_matches_give_the_recorded_ap(store):
     folder = Store(ROOT / "docs/results" / store)
     rows, runs = folder.content()["rows"], folder.matches()
-    assert len(runs) >= 3
+    assert set(runs) == set(rows) and len(runs) >= 3
     for name, seeds in runs.items():
         for seed, matches in seeds.items():
             assert rows[name]["seeds"][str(seed)]["AP"] == pytest.approx(average_precision(matches)[0], abs=1e-3)
 
 
-def test_the_table_of_the_document_has_the_recorded_ap():
-    table = (ROOT / "docs/results.md").read_text().split("## Circuit boards")[1].split("\n![")[0]
+# The tables of docs/results.md by their headings: the store of each column with AP, and whether it lists each seed.
+TABLES = {
+    "## Circuit boards": ({1: "deeppcb", 3: "deeppcb_long"}, True),
+    "### A ResNet-18 from scratch": ({1: "deeppcb_r18"}, True),
+    "### Changes of CLQ that were tried": ({1: "deeppcb_candidates"}, False),
+}
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_tables_of_the_document_have_the_recorded_ap(heading):
+    columns, each_seed = TABLES[heading]
+    table = (ROOT / "docs/results.md").read_text().split(f"\n{heading}\n")[1].split("\n#")[0]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
-    written = {name: (short, long) for name, short, _, long, _ in cells if name != "variant"}
-    rows = [json.loads((ROOT / f"docs/results/{x}.json").read_text())["rows"] for x in ("deeppcb", "deeppcb_long")]
-    assert set(written) == set(rows[0]) | set(rows[1])
-    for name, texts in written.items():
-        for text, recorded in zip(texts, rows, strict=True):
-            aps = [seed["AP"] for _, seed in sorted(recorded[name]["seeds"].items())] if name in recorded else []
-            each = ", ".join(f"{ap:.1f}" for ap in aps)
-            assert text == (f"{mean_and_spread(aps)} ({each})" if aps else "–"), name
+    written = {row[0]: row for row in cells if row[0] != "variant"}
+    records = {
+        column: json.loads((ROOT / f"docs/results/{x}.json").read_text())["rows"] for column, x in columns.items()
+    }
+    assert set(written) == set().union(*records.values())
+    for name, row in written.items():
+        for column, record in records.items():
+            aps = [seed["AP"] for _, seed in sorted(record[name]["seeds"].items())] if name in record else []
+            each = f" ({', '.join(f'{ap:.1f}' for ap in aps)})" if each_seed else ""
+            assert row[column] == (f"{mean_and_spread(aps)}{each}" if aps else "–"), name

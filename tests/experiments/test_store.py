@@ -96,6 +96,7 @@ def test_runs_of_other_settings_are_not_mixed(refused, tiny, tmp_path):
     said = refused(f"ATSS={ATSS} SOLVER.BASE_LR 0.1")
     assert f"kept.json: ATSS is kept with {kept}, which is not {kept} SOLVER.BASE_LR 0.1; choose another" in said
     assert "kept/ATSS_seed1.npz: no such file" in refused(f"ATSS={ATSS}")
+    assert "kept/ATSS_seed1.npz: no such file" in refused(f"ATSS=./{ATSS}")  # the same config
     record["rows"]["ATSS"]["settings"] = f"other.yaml {ATSS}"
     (tmp_path / "kept.json").write_text(json.dumps(record))
     assert f"ATSS is kept with other.yaml {ATSS}, which is not {kept}; choose another" in refused(f"ATSS={ATSS}")
