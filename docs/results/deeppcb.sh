@@ -6,8 +6,8 @@
 #     docs/results/deeppcb.sh long       five of them and the best of the candidates, 3,000 iterations
 #     docs/results/deeppcb.sh candidates changes of CLQ, 3,000 iterations on a part of the training boards
 #     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations, rates not searched
-# Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained again;
-# what is not stored yet of these seeds (GFLv2's seed 7, for one) is trained by a plain call.
+# Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained
+# again; what is not stored yet of these seeds (GFLv2's seed 7, for one) is trained by a plain call.
 set -euo pipefail
 ablations=configs/ablations
 # The rate of each is the better one of docs/results/deeppcb_rates.json. TOOD has 6 convolutions where the others have
