@@ -5,7 +5,7 @@
 #     docs/results/deeppcb.sh short      all variants, 1,200 iterations
 #     docs/results/deeppcb.sh long       five of them and the best of the candidates, 3,000 iterations
 #     docs/results/deeppcb.sh candidates changes of CLQ, 3,000 iterations on a part of the training boards
-#     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations, rates not searched
+#     docs/results/deeppcb.sh resnet18   CLQ, GFL and ATSS with a ResNet-18 from scratch, 1,200 iterations
 # Words after the first one are options of tools/study.py, such as --seeds or --jobs. What is stored is not trained
 # again; what is not stored yet of these seeds (GFLv2's seed 7, for one) is trained by a plain call.
 set -euo pipefail
@@ -27,8 +27,8 @@ others=(
     "CLQ, geometric align=$ablations/clq_geometric_align_R_50_FPN_1x.yaml SOLVER.BASE_LR 0.0005"
     "CLQ, LQE on regression tower=configs/CLQ/clq_R_50_FPN_1x.yaml MODEL.CLQ.QUALITY.TOWER reg SOLVER.BASE_LR 0.0005"
 )
-# First the two variants for comparison, then four changes of CLQ's parts, whose rates were not searched. ASSIGN.NAME task
-# is a third of the training with ATSS's assigner and losses, then TOOD's assigner and class target.
+# First the two variants for comparison, then four changes of CLQ's parts, whose rates were not searched. ASSIGN.NAME
+# task is a third of the training with ATSS's assigner and losses, then TOOD's assigner and class target.
 without=$ablations/clq_wo_align_R_50_FPN_1x.yaml
 candidates=(
     "${long[3]}"
